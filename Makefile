@@ -1,0 +1,46 @@
+# Every command works from a fresh clone: what it needs, it installs into .venv first.
+PYTHON ?= python3
+BIN    := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format lock schema clean
+
+help:  ## Show this list
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
+
+run: .venv/installed  ## Run the lab that needs no download, lenet_digits, and show its result
+	@$(BIN)/labdag run lenet_digits
+
+test: .venv/installed  ## Run the whole test suite
+	@$(BIN)/pytest
+
+lint: .venv/installed  ## Check format, style, types and the rules of the rooms
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: .venv/installed  ## Format the code and mend what ruff can mend
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+lock: .venv/installed  ## Resolve pyproject.toml anew and pin every package of the tree in constraints.txt
+	@$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --strip-extras \
+	    --no-emit-index-url --no-emit-find-links --no-annotate --no-config --upgrade --quiet \
+	    --custom-compile-command 'make lock' --output-file constraints.txt
+
+schema: .venv/installed  ## Write params.schema.json anew, after a change of the options that the code declares
+	@$(BIN)/python -m stages.params > params.schema.json.part && mv params.schema.json.part params.schema.json
+
+clean:  ## Remove .venv and the caches of tools; data, results and DVC's cache stay
+	rm -rf .venv build ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dvc_plots
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp file is newer than what it was installed from, so a second `make run` installs nothing.
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "labdag needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another one: make $(or $(MAKECMDGOALS),run) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Installing into .venv (once; about 6 GB, a few minutes) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@

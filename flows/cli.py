@@ -1,0 +1,204 @@
+"""The `labdag` command. What a subcommand needs is imported when it runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+INTERRUPTED = 130
+LONG = ("report", "state")  # columns that may be broken where a terminal is narrow
+
+app = typer.Typer(
+    name="labdag",
+    help="Run DVC pipelines as Prefect flows: in parallel, exactly what a change affects, and nothing else.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Entry point: a user's mistake ends in one sentence and exit code 1, Ctrl-C in exit code 130."""
+    from flows.graph import GraphError
+
+    # Started without a server, Prefect starts one for the time of the run: give a busy machine time for it,
+    # and keep its usage statistics at home. Whoever has set these has the last word.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    try:
+        app()
+    except (GraphError, MistakeError) as error:
+        _fail(str(error))
+
+
+class MistakeError(Exception):
+    """Something that the user can mend; its text says how."""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"labdag {version('labdag')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _wanted: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[LAB]...",
+            help="Labs, DVC stages, or globs over them ('train@*'); with all upstream. None means everything.",
+            show_default=False,
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="Stages at once. [default: one per CPU core]")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Run stages even if nothing changed.")] = False,
+) -> None:
+    """Bring labs up to date: run exactly the stages that changes affect, independent ones at once."""
+    root = _project()
+    _check_params(root)
+    from flows import graph, summary
+
+    # Told before Prefect starts its server: a typo should not cost ten seconds.
+    graph.select(graph.load(root), targets or [])
+
+    from flows.reproduce import Reproduction, StageFailedError, reproduce
+
+    failure = None
+    try:
+        done = reproduce(targets=targets, jobs=jobs, force=force, root=str(root))
+    except StageFailedError as error:
+        done, failure = error.reproduction, error
+    except RuntimeError as error:
+        if "Failed to reach API" not in str(error):
+            raise
+        url = os.environ.get("PREFECT_API_URL")
+        raise MistakeError(
+            f"No Prefect server answers at {url}. Start one (`prefect server start`), or unset PREFECT_API_URL "
+            "to run without."
+        ) from None
+    except KeyboardInterrupt:
+        print("Interrupted; the stages that were running left nothing half-written.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+    assert isinstance(done, Reproduction)
+    _print(_table(summary.rows(root, done.stages, done.outcomes)))
+    print(f"{summary.counts(done.outcomes.values())}")
+    if failure is not None:
+        _fail(str(failure))
+
+
+@app.command("list")
+def list_() -> None:
+    """Show every lab with its dataset, model, results, and whether they are fresh, stale or never made."""
+    root = _project()
+    blocks = _check_params(root)
+    from flows import graph, summary
+
+    stages = graph.load(root)
+    stale = graph.stale(root, stages)
+    labs = {key: graph.select(stages, [key]) for key in blocks} if blocks else graph.sinks(stages)
+    rows = [
+        {
+            "lab": key,
+            **_described(blocks.get(key)),
+            **summary.figures(root, members.values()),
+            "state": _state([(stage, stale[stage.name]) for stage in members.values()]),
+        }
+        for key, members in labs.items()
+    ]
+    _print(_table(rows))
+
+
+def _state(reasons: Sequence[tuple[Any, str | None]]) -> str:
+    """Fresh, never run, or the first stage that is stale and why."""
+    from flows.graph import NEVER_RUN
+
+    changed = [(stage.name, reason) for stage, reason in reasons if reason is not None]
+    if not changed:
+        return "fresh"
+    if reasons[-1][1] == NEVER_RUN:
+        return NEVER_RUN
+    return f"stale: {changed[0][0]}: {changed[0][1]}"
+
+
+def _project() -> Path:
+    from flows.graph import find_root
+
+    root = find_root(Path.cwd())
+    if root != Path.cwd():
+        os.chdir(root)
+    return root
+
+
+def _check_params(root: Path) -> dict[str, Any]:
+    """Validate labdag's own params.yaml, and return its labs; in another project there is nothing to check."""
+    if not (root / "stages" / "params.py").is_file():
+        return {}
+    sys.path.insert(0, str(root))
+    from stages import params
+
+    try:
+        return dict(params.load().labs)
+    except params.UserError as error:
+        raise MistakeError(str(error)) from None
+
+
+def _described(lab: Any) -> dict[str, str]:
+    return {} if lab is None else {"dataset": lab.dataset, "model": lab.model.name}
+
+
+def _table(rows: list[dict[str, str]]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        is_number = all(row.get(column, "-")[:1].isdigit() or row.get(column, "-") == "-" for row in rows)
+        table.add_column(
+            column.replace("_", " "),
+            justify="right" if is_number else "left",
+            no_wrap=column not in LONG,
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*(row.get(column, "-") for column in columns))
+    return table
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    # A pipe has no width: let nothing be broken there.
+    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _fail(message: str) -> None:
+    print(f"Error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What came out: the figures that stages name in their `meta:`, and the table of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flows.execute import Ending, Outcome
+from flows.graph import Stage, sinks
+
+MISSING = "-"
+BAD = (Ending.FAILED, Ending.SKIPPED)
+REUSED = (Ending.UNCHANGED, Ending.CACHED)
+
+
+def figures(root: Path, stages: Iterable[Stage], without: Container[str] = ()) -> dict[str, str]:
+    """Headline figures of some stages, formatted, by name.
+
+    A stage names them in dvc.yaml, with the format to print each in: `meta: {summary: {accuracy: ".2%"}}`.
+    They are looked up in the stage's metrics files; what is not there yet is shown as a dash,
+    and so are the figures of stages in `without`.
+    """
+    found: dict[str, str] = {}
+    for stage in stages:
+        wanted = stage.meta.get("summary", {})
+        values: dict[str, Any] = {}
+        for path in stage.metrics if wanted and stage.name not in without else ():
+            values |= _read(root / path)
+        for name, style in wanted.items():
+            found[name] = format(values[name], style) if name in values else MISSING
+    return found
+
+
+def report(stages: Iterable[Stage]) -> str:
+    """The page that a person will want to open, from the last stage that names one (`meta: {report: PATH}`)."""
+    return next((str(s.meta["report"]) for s in reversed(list(stages)) if "report" in s.meta), MISSING)
+
+
+def rows(root: Path, stages: dict[str, Stage], outcomes: Mapping[str, Outcome]) -> list[dict[str, str]]:
+    """A row for each lab (each foreach key that nothing else builds on), with what its stages did and found."""
+    table = []
+    for key, members in sinks(stages).items():
+        ended = [outcomes[name] for name in members if name in outcomes]
+        bad = {outcome.stage: outcome for outcome in ended if outcome.ending in BAD}
+        row = {
+            "lab": key,
+            "run": str(sum(outcome.ending is Ending.COMPLETED for outcome in ended)),
+            "reused": str(sum(outcome.ending in REUSED for outcome in ended)),
+            # What a failed or skipped stage left behind is not this run's result.
+            **figures(root, members.values(), without=bad),
+            "seconds": f"{sum(outcome.seconds for outcome in ended):.1f}",
+            "report": report(members.values()),
+        }
+        if bad:
+            first = next(iter(bad.values()))
+            row["report"] = f"{first.ending.lower()}: {first.stage}"
+        table.append(row)
+    return table
+
+
+def counts(outcomes: Iterable[Outcome]) -> str:
+    """How many stages ended how, in a line."""
+    endings = [outcome.ending for outcome in outcomes]
+    told = [f"{endings.count(Ending.COMPLETED)} run", f"{sum(e in REUSED for e in endings)} reused"]
+    told += [f"{endings.count(ending)} {ending.lower()}" for ending in BAD if ending in endings]
+    return f"{len(endings)} stages: {', '.join(told)}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

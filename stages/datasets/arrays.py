@@ -1,0 +1,85 @@
+"""A dataset as arrays, the one form in which every other stage meets it: uint8 images and their labels."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.program.files import write_json
+
+ROOT = Path("data/raw")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and labels that belong together.
+
+    Attributes:
+        images: uint8, N×C×H×W.
+        labels: int64, N, each an index into the dataset's class names.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[1] not in (1, 3):
+            raise ValueError(f"images must be uint8 N×C×H×W, not {self.images.dtype} {self.images.shape}")
+        if self.labels.dtype != np.int64 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(f"labels must be int64, one an image, not {self.labels.dtype} {self.labels.shape}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and test images with the names of their classes, in label order."""
+
+    train: Split
+    test: Split
+    classes: list[str]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one image: channels, height, width."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+
+def save(dataset: Dataset, folder: Path) -> None:
+    """Write a dataset as .npy files and classes.json into an existing folder; the same bytes every time."""
+    for name, split in (("train", dataset.train), ("test", dataset.test)):
+        _save(folder / f"{name}_images.npy", split.images)
+        _save(folder / f"{name}_labels.npy", split.labels)
+    write_json(folder / "classes.json", dataset.classes)
+
+
+def load(name: str) -> Dataset:
+    """Open dataset `name` as download left it. Images are memory-mapped: read when they are looked at.
+
+    Raises:
+        FileNotFoundError: the dataset has not been downloaded.
+    """
+    folder = ROOT / name
+
+    def split(part: str) -> Split:
+        images: Any = np.load(folder / f"{part}_images.npy", mmap_mode="r", allow_pickle=False)
+        return Split(images, np.load(folder / f"{part}_labels.npy", allow_pickle=False))
+
+    classes = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
+    return Dataset(split("train"), split("test"), classes)
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    """Write a .npy file as np.save does, which on a full disk would raise an OSError that does not say so."""
+    array = np.ascontiguousarray(array)
+    with path.open("wb") as file:
+        header = np.lib.format.header_data_from_array_1_0(array)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(array.data)

@@ -1,0 +1,227 @@
+"""The user's own images: a folder for each class, from a folder or an archive."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Literal
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from pydantic import Field
+
+from stages.datasets.arrays import Dataset, Split
+from stages.datasets.sources import Archive
+from stages.program.options import OptionError, Options, UserError
+
+MODES = {"grey": "L", "rgb": "RGB"}
+
+
+class Source(Options):
+    """Images in `train/<class>/` and `test/<class>/`, or in `<class>/` with a fraction kept for testing."""
+
+    kind: Literal["image_folder"] = Field(description="Your own images, a folder for each class.")
+    path: str = Field(
+        min_length=1,
+        description="A folder, or a .tar.gz, .tgz or .zip archive: a path, or the http(s) URL of an archive.",
+    )
+    sha256: str | None = Field(
+        default=None,
+        pattern="^[0-9a-f]{64}$",
+        description="Checksum of the archive, or of the folder's content; left out, download says what it is.",
+    )
+    size: list[int] = Field(
+        min_length=2, max_length=2, description="Height and width to which every image is resized, in pixels."
+    )
+    color: Literal["rgb", "grey"] = Field(description="Three channels or one.")
+    test_fraction: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Part of each class kept for testing, where there is no test folder.",
+    )
+    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of the split by `test_fraction`.")
+
+
+def archives(source: Source) -> list[Archive]:
+    """The archive, where it must be fetched; what lies on this machine is read where it is."""
+    if not _remote(source):
+        return []
+    if source.sha256 is None:
+        raise OptionError("sha256", "is missing: an archive from the network needs its checksum.")
+    return [Archive(_file_name(source), "sha256", source.sha256, (source.path,))]
+
+
+def read(source: Source, folder: Path) -> Dataset:
+    """Unpack if need be, find the classes, and decode every image.
+
+    Raises:
+        OptionError: the path, checksum or split does not fit what is there.
+        UserError: the archive is broken or unsafe, or images can't be read (each one is named).
+    """
+    path = folder / _file_name(source) if _remote(source) else Path(source.path).expanduser()
+    if not path.exists():
+        raise OptionError("path", f"is {source.path!r}, but there is no such file or folder.")
+    if path.is_dir():
+        root = _top(path)
+        _check_digest(source, _folder_digest(root))
+    else:
+        with path.open("rb") as file:
+            _check_digest(source, hashlib.file_digest(file, "sha256").hexdigest())
+        root = _top(_extract(path, folder / "extracted"))
+    if (root / "train").is_dir() and (root / "test").is_dir():
+        if source.test_fraction is not None:
+            raise OptionError("test_fraction", "must be left out, as there are train and test folders already.")
+        train, test = _files(root / "train"), _files(root / "test")
+        if train.keys() != test.keys():
+            odd = ", ".join(sorted(train.keys() ^ test.keys()))
+            raise OptionError("path", f"is {source.path!r}, whose train and test folders differ in classes: {odd}.")
+    else:
+        if source.test_fraction is None:
+            raise OptionError(
+                "test_fraction",
+                "is missing: there are no train and test folders, so say which part to test on.",
+            )
+        train, test = _split(_files(root), source.test_fraction, source.seed)
+    if len(train) < 2:
+        raise OptionError("path", f"is {source.path!r}, but there are no two folders with images of a class each.")
+    unreadable: list[str] = []
+    training, testing = (_decode(files, root, source, unreadable) for files in (train, test))
+    if unreadable:
+        raise UserError(
+            f"{len(unreadable)} files in {source.path} can't be read as images; mend or remove them:\n"
+            + "\n".join(unreadable)
+        )
+    return Dataset(training, testing, list(train))
+
+
+def _remote(source: Source) -> bool:
+    return urlsplit(source.path).scheme in ("http", "https")
+
+
+def _file_name(source: Source) -> str:
+    return PurePosixPath(unquote(urlsplit(source.path).path)).name
+
+
+def _check_digest(source: Source, found: str) -> None:
+    if source.sha256 is None:
+        raise OptionError(
+            "sha256",
+            f"is missing; it pins the images, so that a change in them is noticed. Add: sha256: {found}",
+        )
+    if source.sha256 != found:
+        raise OptionError(
+            "sha256",
+            f"is {source.sha256}, but {source.path} has {found}. If the new images are right, write that.",
+        )
+
+
+def _folder_digest(root: Path) -> str:
+    """Checksum of every file's relative path and content."""
+    digest = hashlib.sha256()
+    for path in sorted(_visible(root.rglob("*"), root)):
+        if path.is_file():
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            digest.update(f"{path.relative_to(root).as_posix()}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def _extract(archive: Path, target: Path) -> Path:
+    """Unpack into `target`; a member that would be written outside of it stops everything."""
+    name = archive.name.lower()
+    try:
+        if name.endswith((".tar.gz", ".tgz")):
+            with tarfile.open(archive, "r:gz") as tar:
+                tar.extractall(target, filter="data")
+        elif name.endswith(".zip"):
+            with zipfile.ZipFile(archive) as zipped:
+                for member in zipped.namelist():
+                    pure = PurePosixPath(member.replace("\\", "/"))
+                    if pure.is_absolute() or ".." in pure.parts:
+                        raise UserError(
+                            f"{archive}: member {member!r} would be written outside its folder; not opened."
+                        )
+                zipped.extractall(target)
+        else:
+            raise OptionError("path", f"is {archive.name!r}, but should be a folder, a .tar.gz, a .tgz or a .zip.")
+    except tarfile.FilterError as error:
+        raise UserError(
+            f"{archive}: member {error.tarinfo.name!r} would be written outside its folder; not opened."
+        ) from None
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{archive} is no readable archive: {error}.") from None
+    return target
+
+
+def _top(root: Path) -> Path:
+    """Step into the one folder in which an archive often wraps everything."""
+    children = _visible(root.iterdir(), root)
+    return children[0] if len(children) == 1 and children[0].is_dir() else root
+
+
+def _visible(paths: Iterable[Path], root: Path) -> list[Path]:
+    return [p for p in paths if not any(part.startswith(".") for part in p.relative_to(root).parts)]
+
+
+def _files(root: Path) -> dict[str, list[Path]]:
+    """Class name → its files, both sorted; hidden files are none of ours."""
+    folders = sorted(folder for folder in _visible(root.iterdir(), root) if folder.is_dir())
+    files = {folder.name: sorted(p for p in _visible(folder.rglob("*"), folder) if p.is_file()) for folder in folders}
+    return {name: paths for name, paths in files.items() if paths}
+
+
+def _split(
+    files: dict[str, list[Path]], test_fraction: float, seed: int
+) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+    random = np.random.default_rng(seed)
+    train, test = {}, {}
+    for name, paths in files.items():
+        kept = max(1, round(len(paths) * test_fraction))
+        if kept == len(paths):
+            raise OptionError("test_fraction", f"leaves no image of class '{name}' to train on: it has {len(paths)}.")
+        order = random.permutation(len(paths))
+        test[name] = [paths[i] for i in sorted(order[:kept])]
+        train[name] = [paths[i] for i in sorted(order[kept:])]
+    return train, test
+
+
+def _decode(files: dict[str, list[Path]], root: Path, source: Source, unreadable: list[str]) -> Split:
+    """Read all images; a line about each that can't be read is added to `unreadable`."""
+    height, width = source.size
+    mode = MODES[source.color]
+
+    def decode(path: Path) -> NDArray[np.uint8] | str:
+        try:
+            with Image.open(path) as image:
+                resized = image.convert(mode)
+                if resized.size != (width, height):
+                    resized = resized.resize((width, height), Image.Resampling.BILINEAR)
+                return np.asarray(resized).reshape(height, width, -1).transpose(2, 0, 1)
+        except (
+            UnidentifiedImageError,
+            OSError,
+            ValueError,
+            SyntaxError,
+            Image.DecompressionBombError,
+        ) as error:
+            reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+            return f"  {path.relative_to(root)}: {reason}"
+
+    paths = [path for paths in files.values() for path in paths]
+    images = np.empty((len(paths), len(Image.new(mode, (1, 1)).getbands()), height, width), np.uint8)
+    with ThreadPoolExecutor() as pool:
+        for index, image in enumerate(pool.map(decode, paths)):
+            if isinstance(image, str):
+                unreadable.append(image)
+            else:
+                images[index] = image
+    labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(p) for p in files.values()])
+    return Split(images, labels)

@@ -1,0 +1,1 @@
+"""Learning: the recipe, the training loop, scoring, and the weights on disk."""

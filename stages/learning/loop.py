@@ -1,0 +1,153 @@
+"""The training loop: epochs of batches, a test after each epoch, the best weights kept."""
+
+from __future__ import annotations
+
+import math
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from stages.learning.history import Epoch, best
+from stages.learning.images import Images
+from stages.learning.recipe import Compute, Recipe, make_optimizer
+from stages.learning.scoring import Score, autocast, predict, score
+from stages.program.options import OptionError
+
+REPORT_EVERY = 100
+
+
+def train(
+    model: nn.Module, training: Images, test: Images, recipe: Recipe, compute: Compute, seed: int
+) -> tuple[dict[str, Tensor], list[Epoch]]:
+    """Train `model` in place by `recipe`.
+
+    Args:
+        model: from N×C×H×W to logits N×classes, on the device where the images are.
+        training: images to learn from.
+        test: images to score after each epoch.
+        recipe: epochs, batches, optimizer and the rule that picks the best epoch.
+        compute: precision; the thread count must have been set.
+        seed: of shuffling, and of the choice of validation images where the recipe holds some out.
+
+    Returns:
+        The state dict of the best epoch, and the history of all epochs.
+
+    Raises:
+        OptionError: the batch is larger than the training set, or the loss is no longer a finite number.
+    """
+    random = torch.Generator().manual_seed(seed)
+    validation = None
+    if recipe.select_on == "validation":
+        order = torch.randperm(len(training), generator=random)
+        held_out = max(1, round(len(training) * recipe.validation_fraction))
+        training, validation = training.part(order[held_out:]), training.part(order[:held_out])
+    if recipe.batch_size > len(training):
+        raise OptionError(
+            "train.batch_size",
+            f"is {recipe.batch_size}, but there are only {len(training)} images to train on.",
+        )
+
+    # channels_last needs weights and inputs alike; see Images for what it gains.
+    model.to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(recipe.optimizer, model.parameters())
+    history: list[Epoch] = []
+    best_state: dict[str, Tensor] = {}
+    for number in range(1, recipe.epochs + 1):
+        order = torch.randperm(len(training), generator=random) if recipe.shuffle else torch.arange(len(training))
+        trained = _train_epoch(model, training, order, optimizer, recipe, compute, number)
+        if not math.isfinite(trained.loss):
+            raise OptionError(
+                "train.optimizer.lr",
+                f"is {recipe.optimizer.lr}, too high: the loss is {trained.loss} in epoch {number}.",
+            )
+        tested = _score(model, test, recipe, compute)
+        validated = _score(model, validation, recipe, compute) if validation else None
+        history.append(
+            Epoch(
+                number,
+                trained.loss,
+                trained.accuracy,
+                tested.loss,
+                tested.accuracy,
+                validated.loss if validated else None,
+                validated.accuracy if validated else None,
+            )
+        )
+        if best(history) is history[-1]:
+            best_state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        print(_line(history[-1], recipe.epochs), flush=True)
+    return best_state, history
+
+
+def _train_epoch(
+    model: nn.Module,
+    images: Images,
+    order: Tensor,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    compute: Compute,
+    number: int,
+) -> Score:
+    device = images.pixels.device
+    model.train()
+    # Sums stay on the device: reading them at every step would make the device wait for Python.
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    right = torch.zeros((), dtype=torch.int64, device=device)
+    batches = torch.split(order.to(device), recipe.batch_size)
+    seen = 0
+    with _Progress(number, recipe.epochs, len(batches)) as progress:
+        for step, indices in enumerate(batches, start=1):
+            inputs, labels = images.batch(indices)
+            with autocast(compute, device):
+                logits = model(inputs)
+            loss = F.cross_entropy(logits.float(), labels)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+            loss_sum += loss.detach() * len(labels)
+            right += (logits.argmax(1) == labels).sum()
+            seen += len(labels)
+            if step % REPORT_EVERY == 0 or step == len(batches):
+                progress.report(step, Score(loss_sum.item() / seen, right.item() / seen))
+    return Score(loss_sum.item() / seen, right.item() / seen)
+
+
+def _score(model: nn.Module, images: Images, recipe: Recipe, compute: Compute) -> Score:
+    return score(predict(model, images, recipe.test_batch_size, compute), images.labels)
+
+
+class _Progress:
+    """Running loss and accuracy inside an epoch: a bar on a terminal, a line every 100 batches elsewhere."""
+
+    def __init__(self, epoch: int, epochs: int, batches: int) -> None:
+        self._title, self._batches = f"epoch {epoch}/{epochs}", batches
+        self._bar = tqdm(total=batches, desc=self._title, unit="batch", leave=False, disable=None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def report(self, step: int, running: Score) -> None:
+        """Say how the epoch goes after `step` batches."""
+        text = f"loss {running.loss:.4f}, accuracy {running.accuracy:.2%}"
+        if not self._bar.disable:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif step % REPORT_EVERY == 0:
+            print(f"{self._title}, batch {step}/{self._batches}: {text}", flush=True)
+
+
+def _line(epoch: Epoch, epochs: int) -> str:
+    text = (
+        f"epoch {epoch.epoch}/{epochs}: train loss {epoch.train_loss:.4f}, accuracy {epoch.train_accuracy:.2%}; "
+        f"test loss {epoch.test_loss:.4f}, accuracy {epoch.test_accuracy:.2%}"
+    )
+    if epoch.validation_loss is not None and epoch.validation_accuracy is not None:
+        text += f"; validation loss {epoch.validation_loss:.4f}, accuracy {epoch.validation_accuracy:.2%}"
+    return text

@@ -1,0 +1,194 @@
+"""Typed sections of params.yaml, read by DVC's own YAML rules, each fault told in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+PARAMS_FILE = "params.yaml"
+
+Section = TypeVar("Section", bound="Options")
+
+DatasetName = Annotated[str, Field(description="Name of a block of `datasets`.")]
+Seed = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=2**63 - 1,
+        description="Seed of the initial weights, of shuffling and of the validation split.",
+    ),
+]
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; its text says what is wrong, where, and what would be right."""
+
+
+class OptionError(Exception):
+    """An option's value does not fit what it is used for; raised by code that does not know whose option it is.
+
+    Attributes:
+        key: the option's dotted key below its block.
+    """
+
+    def __init__(self, key: str, text: str) -> None:
+        super().__init__(text)
+        self.key = key
+
+
+@contextmanager
+def blame(where: str) -> Iterator[None]:
+    """Turn an OptionError raised inside into a UserError that names the whole key, below `where`."""
+    try:
+        yield
+    except OptionError as error:
+        raise UserError(f"{PARAMS_FILE}: {where}.{error.key} {error}") from None
+
+
+class Options(BaseModel):
+    """Base of every section of params.yaml: no unknown keys, no silent conversion of types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def read_params(path: Path = Path(PARAMS_FILE)) -> dict[str, Any]:
+    """Read params.yaml with the YAML 1.2 rules that DVC reads it with (so `1e-3` is a number).
+
+    Raises:
+        UserError: the file is missing, is not YAML, repeats a key, or is not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"There is no {path} in {Path.cwd()}; run from the project's root folder.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}.") from None
+    try:
+        params = YAML(typ="safe", pure=True).load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
+        raise UserError(f"{where}: {error.problem or 'not valid YAML'}.") from None
+    if not isinstance(params, dict):
+        raise UserError(f"{path} must be a mapping of keys to values, such as `labs:`.")
+    return params
+
+
+def read_block(group: str, name: str) -> Any:
+    """Read block `name` of `group` (`labs` or `datasets`), unchecked.
+
+    Raises:
+        UserError: there is no such block.
+    """
+    blocks = read_params().get(group)
+    if not isinstance(blocks, dict) or name not in blocks:
+        known = blocks if isinstance(blocks, dict) else ()
+        raise UserError(f"{PARAMS_FILE}: {unknown(group.removesuffix('s'), name, known)}")
+    return blocks[name]
+
+
+def read_section(group: str, name: str, section: type[Section]) -> Section:
+    """Read the keys that `section` declares from block `name` of `group`.
+
+    Other keys of the block belong to other stages, which check them themselves.
+
+    Raises:
+        UserError: no such block, or one of the keys is missing or wrong.
+    """
+    block = read_block(group, name)
+    own = {key: block[key] for key in section.model_fields if key in block} if isinstance(block, dict) else block
+    return check(section, own, f"{group}.{name}")
+
+
+def check(section: type[Section], values: Any, where: str = "") -> Section:
+    """Validate `values`, which stand at the dotted key `where` of params.yaml.
+
+    Raises:
+        UserError: one sentence for every fault, a line each.
+    """
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        faults = [f"{PARAMS_FILE}: {_sentence(section, fault, where)}" for fault in error.errors()]
+        raise UserError("\n".join(faults)) from None
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """Say that there is no `what` of this name, suggest the nearest one and list those that there are."""
+    names = [str(other) for other in known]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean '{near[0]}'?" if near else "."
+    listed = f" Known: {', '.join(names)}." if names else ""
+    return f"there is no {what} '{name}'{hint}{listed}"
+
+
+def _sentence(section: type[Options], fault: Any, where: str) -> str:
+    path, owner = _locate(section, fault["loc"])
+    key = ".".join(part for part in (where, *path) if part) or "the file"
+    context, value = fault.get("ctx", {}), fault["input"]
+    match fault["type"]:
+        case "extra_forbidden":
+            return f"{key}: {unknown('key', path[-1], owner)}"
+        case "missing":
+            description = owner.get(path[-1]) if path else None
+            return f"{key} is missing" + (f": {description}" if description else ".")
+        case "union_tag_not_found":
+            return f"{key}.{context['discriminator'].strip(chr(39))} is missing: it says which kind is meant."
+        case "union_tag_invalid":
+            tag, choices = context["discriminator"].strip("'"), context["expected_tags"]
+            what = path[-1] if path[-1] in owner else tag
+            return f"{key}.{tag}: {unknown(what, context['tag'], _quoted(choices))}"
+        case "literal_error" if isinstance(value, str):
+            return f"{key}: {unknown(path[-1], value, _quoted(context['expected']))}"
+        case "value_error":
+            return f"{key}: {context['error']}"
+        case _:
+            wanted = fault["msg"].removeprefix("Input should be ")
+            return f"{key} is {value!r}, but should be {wanted}."
+
+
+def _quoted(choices: str) -> list[str]:
+    """Split pydantic's "'a', 'b' or 'c'" into names."""
+    return [part.strip().strip("'") for part in choices.replace(" or ", ", ").split(",")]
+
+
+def _locate(section: Any, loc: tuple[str | int, ...]) -> tuple[list[str], dict[str, str | None]]:
+    """Turn pydantic's location into keys of the file, and give the keys known where it ends.
+
+    Pydantic's location also names the member of a union that it took, which is no key of the file.
+    """
+    path: list[str] = []
+    owner: dict[str, str | None] = {}
+    for part in loc:
+        if typing.get_origin(section) is Annotated:
+            section = typing.get_args(section)[0]
+        member = _union_member(section, part)
+        if member is not None:
+            section = member
+            continue
+        path.append(str(part))
+        if isinstance(section, type) and issubclass(section, Options):
+            owner = {name: field.description for name, field in section.model_fields.items()}
+            field = section.model_fields.get(str(part))
+            section = field.annotation if field else None
+        else:
+            arguments = [a for a in typing.get_args(section) if a is not type(None)]
+            section = arguments[-1] if arguments else None
+    return path, owner
+
+
+def _union_member(section: Any, tag: str | int) -> Any:
+    for member in typing.get_args(section):
+        if isinstance(member, type) and issubclass(member, Options):
+            for field in member.model_fields.values():
+                if typing.get_origin(field.annotation) is typing.Literal and tag in typing.get_args(field.annotation):
+                    return member
+    return None

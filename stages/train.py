@@ -1,0 +1,69 @@
+"""Stage train@<lab>: train a lab's model by its recipe and keep the weights of the best epoch.
+
+Reads   params.yaml: labs.<lab>.{dataset,seed,compute,model,transform,train}
+        data/raw/<dataset>/, data/stats/<dataset>.json, results/<lab>/init.safetensors
+Writes  results/<lab>/best.safetensors, results/<lab>/history.csv
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from stages.datasets import arrays, statistics
+from stages.datasets.transforms import Transform, normalization
+from stages.learning import history, loop, weights
+from stages.learning.images import Images
+from stages.learning.recipe import Compute, Recipe, choose_device
+from stages.models import build_model, model_options
+from stages.program.command import command
+from stages.program.options import DatasetName, OptionError, Options, Seed, blame, read_section
+
+
+class Section(Options):
+    """What this stage reads of a lab's block."""
+
+    dataset: DatasetName
+    seed: Seed
+    compute: Compute
+    model: dict[str, Any]
+    transform: Transform
+    train: Recipe
+
+
+def main(lab: str) -> None:
+    """Train lab `lab`."""
+    where, results = f"labs.{lab}", Path("results") / lab
+    section = read_section("labs", lab, Section)
+    options = model_options(section.model, f"{where}.model")
+    device = choose_device(section.compute)
+
+    dataset = arrays.load(section.dataset)
+    with blame(where):
+        _check_fit(options, section.dataset, dataset)
+        model = build_model(options)
+        weights.load(model, results / "init.safetensors")
+        model.to(device)
+        mean, std = normalization(section.transform, statistics.load(section.dataset))
+        training, test = (Images(split, mean, std, device) for split in (dataset.train, dataset.test))
+        best_state, epochs = loop.train(model, training, test, section.train, section.compute, section.seed)
+
+    weights.save(best_state, results / "best.safetensors")
+    history.save(epochs, results / "history.csv")
+    best = history.best(epochs)
+    print(
+        f"{lab}: best epoch {best.epoch} of {len(epochs)} by {section.train.select_on} accuracy; "
+        f"test accuracy {best.test_accuracy:.2%}, loss {best.test_loss:.4f}"
+    )
+
+
+def _check_fit(options: Any, name: str, dataset: arrays.Dataset) -> None:
+    shape, classes = list(dataset.shape), len(dataset.classes)
+    if options.input_shape != shape:
+        raise OptionError("model.input_shape", f"is {options.input_shape}, but the images of {name} are {shape}.")
+    if options.classes != classes:
+        raise OptionError("model.classes", f"is {options.classes}, but {name} has {classes} classes.")
+
+
+if __name__ == "__main__":
+    command(main, "LAB", __doc__)

@@ -1,0 +1,151 @@
+"""Real parts for the tests: copies of the project, toy pipelines, a Prefect server, a server that misbehaves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+MIRRORS = os.environ.get("LABDAG_MIRRORS")  # where true archives are at hand, some tests take them
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing of the user's own settings, and nothing left in the user's home."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(("LABDAG_", "PREFECT_", "GIT_", "DVC_")):
+                patch.delenv(name)
+        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
+        patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+        patch.setenv("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+        patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+        patch.setenv("COLUMNS", "200")
+        patch.setenv("LABDAG_DEVICE", "cpu")
+        for role in ("AUTHOR", "COMMITTER"):
+            patch.setenv(f"GIT_{role}_NAME", "test")
+            patch.setenv(f"GIT_{role}_EMAIL", "test@example.org")
+        yield
+
+
+def run(*command: str | Path, cwd: Path, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; `dvc`, `python` and `labdag` are those of this environment."""
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=280
+    )
+    if check and done.returncode != 0:
+        pytest.fail(f"{command} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def copy_project(folder: Path) -> Path:
+    """A copy of this project as a fresh clone would be, with uncommitted changes, as its own git repository."""
+    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    run("git", "init", "--quiet", cwd=folder)
+    run("git", "add", "--all", cwd=folder)
+    run("git", "commit", "--quiet", "--message", "Start", cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A fresh copy of this project, in a folder whose name has a space."""
+    return copy_project(tmp_path / "my labs")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of this project in which lenet_digits has been reproduced by plain DVC. Not to be changed."""
+    folder = copy_project(tmp_path_factory.mktemp("finished") / "project")
+    run("dvc", "repro", "plot@lenet_digits", cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def finished_copy(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished project, to be changed at will."""
+    return Path(shutil.copytree(finished, tmp_path / "finished", symlinks=True))
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Callable[[str], Path]:
+    """Make a DVC repository with the given dvc.yaml."""
+
+    def make(dvc_yaml: str, **files: str) -> Path:
+        folder = tmp_path / "toy"
+        folder.mkdir()
+        (folder / "dvc.yaml").write_text(dvc_yaml)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        run("git", "init", "--quiet", cwd=folder)
+        run("dvc", "init", "--quiet", cwd=folder)
+        run("git", "add", "--all", cwd=folder)
+        run("git", "commit", "--quiet", "--message", "Start", cwd=folder)
+        return folder
+
+    return make
+
+
+def edit_params(folder: Path, **changes: Any) -> None:
+    """Set dotted keys of params.yaml, `__` standing for the dot; None removes a key."""
+    yaml = YAML()
+    params = yaml.load(folder / "params.yaml")
+    for dotted, value in changes.items():
+        *parents, last = dotted.split("__")
+        block = params
+        for key in parents:
+            block = block[key]
+        if value is None:
+            del block[last]
+        else:
+            block[last] = value
+    yaml.dump(params, folder / "params.yaml")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API address of a real Prefect server."""
+    port, home = free_port(), tmp_path_factory.mktemp("server")
+    api = f"http://127.0.0.1:{port}/api"
+    with (home / "log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            env=os.environ | {"PREFECT_HOME": str(home)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            for _ in range(600):
+                try:
+                    if httpx.get(f"{api}/health").status_code == httpx.codes.OK:
+                        break
+                except httpx.TransportError:
+                    time.sleep(0.2)
+            else:
+                pytest.fail(f"the server did not start:\n{(home / 'log').read_text()}")
+            yield api
+        finally:
+            server.terminate()
+            server.wait(30)

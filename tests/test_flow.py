@@ -1,0 +1,364 @@
+"""The flow over toy pipelines that know nothing of labs, against a real Prefect server, and over the first lab."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flows.graph import GraphError, Stage, select, sinks
+from tests.conftest import edit_params, run
+
+TOY = """
+stages:
+  get:
+    foreach: ${sets}
+    do:
+      cmd: echo getting ${key} && echo ${item} > ${key}.txt
+      params: ["sets.${key}"]
+      outs: ["${key}.txt"]
+  fit:
+    foreach: ${fits}
+    do:
+      cmd: python fit.py ${key}
+      deps: ["${item.set}.txt", fit.py]
+      params: ["fits.${key}"]
+      metrics: ["${key}.json"]
+      meta: {summary: {score: ".1%"}}
+  show:
+    foreach: ${fits}
+    do:
+      cmd: cp ${key}.json ${key}.html
+      deps: ["${key}.json"]
+      outs: ["${key}.html"]
+      meta: {report: "${key}.html"}
+"""
+PARAMS = "sets: {m: 1, n: 2}\nfits:\n  a: {set: m, x: 10}\n  b: {set: n, x: 20}\n"
+FIT = """
+import json, sys, time
+from ruamel.yaml import YAML
+x = YAML(typ="safe").load(open("params.yaml"))["fits"][sys.argv[1]]["x"]
+print("fitting", sys.argv[1], flush=True)
+if x < 0:
+    sys.exit("Error: x is negative; it should not be")
+json.dump({"score": x / 100}, open(sys.argv[1] + ".json", "w"))
+"""
+
+
+@pytest.fixture
+def pipeline(toy: Callable[..., Path]) -> Path:
+    return toy(TOY, **{"params.yaml": PARAMS, "fit.py": FIT})
+
+
+class Server:
+    """What the Prefect server knows of the newest flow run."""
+
+    def __init__(self, api: str) -> None:
+        self.api = api
+
+    def post(self, path: str, **body: Any) -> Any:
+        answer = httpx.post(f"{self.api}/{path}", json=body)
+        answer.raise_for_status()
+        return answer.json()
+
+    def flow_run(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.post("flow_runs/filter", sort="START_TIME_DESC", limit=1)[0]
+        return found
+
+    def _of_run(self, path: str) -> list[dict[str, Any]]:
+        only = {"flow_runs": {"id": {"any_": [self.flow_run()["id"]]}}}
+        found: list[dict[str, Any]] = self.post(path, **only)
+        return found
+
+    def tasks(self) -> dict[str, dict[str, Any]]:
+        """Task runs by name; the server records them in the background, so wait until all have ended."""
+        for _ in range(100):
+            found = {task["name"]: task for task in self._of_run("task_runs/filter")}
+            if found and all(task["state"]["type"] in ("COMPLETED", "FAILED", "CANCELLED") for task in found.values()):
+                return found
+            time.sleep(0.1)
+        raise AssertionError(f"task runs did not end: {found}")
+
+    def states(self) -> dict[str, str]:
+        return {name: task["state"]["name"] for name, task in self.tasks().items()}
+
+    def artifacts(self) -> dict[str, Any]:
+        run_id = self.flow_run()["id"]
+        found = self.post("artifacts/filter", artifacts={"flow_run_id": {"any_": [run_id]}})
+        return {artifact["key"]: artifact for artifact in found}
+
+    def logs(self) -> list[str]:
+        run_id = self.flow_run()["id"]
+        for _ in range(50):
+            found = self.post("logs/filter", logs={"flow_run_id": {"any_": [run_id]}}, limit=200)
+            lines = [entry["message"] for entry in found]
+            if any(line.startswith("Finished in state") and "stages:" in line for line in lines):
+                break
+            time.sleep(0.2)
+        return lines
+
+
+@pytest.fixture
+def server(prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> Server:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+    return Server(prefect_server)
+
+
+def all_of(state: str) -> dict[str, str]:
+    return {f"{group}@{key}": state for group, keys in (("get", "mn"), ("fit", "ab"), ("show", "ab")) for key in keys}
+
+
+def test_each_stage_is_a_task_with_its_name_its_edges_and_its_state(pipeline: Path, server: Server) -> None:
+    done = run("labdag", "run", cwd=pipeline)
+    assert server.states() == all_of("Completed")
+    tasks = server.tasks()
+    by_id = {task["id"]: name for name, task in tasks.items()}
+    upstream = {
+        name: {by_id[edge["id"]] for edge in task["task_inputs"].get("wait_for", [])} for name, task in tasks.items()
+    }
+    assert upstream == {
+        "get@m": set(),
+        "get@n": set(),
+        "fit@a": {"get@m"},
+        "fit@b": {"get@n"},
+        "show@a": {"fit@a"},
+        "show@b": {"fit@b"},
+    }
+    assert server.flow_run()["name"] == "reproduce everything"
+    table = json.loads(server.artifacts()["summary"]["data"])
+    assert {row["lab"]: (row["run"], row["reused"], row["score"], row["report"]) for row in table} == {
+        "a": ("3", "0", "10.0%", "a.html"),
+        "b": ("3", "0", "20.0%", "b.html"),
+    }
+    assert re.search(r"a +3 +0 +10\.0% +\d+\.\d +a\.html", done.stdout)
+    assert "6 stages: 6 run, 0 reused" in done.stdout
+    assert "fitting a" in server.logs()
+    assert not any("To track the changes with git" in line for line in server.logs())
+
+    run("labdag", "run", cwd=pipeline)
+    assert server.states() == all_of("Unchanged")
+
+
+def test_what_ran_before_with_the_same_inputs_is_restored(pipeline: Path, server: Server) -> None:
+    run("labdag", "run", cwd=pipeline)
+    edit_params(pipeline, fits__a__x=30)
+    run("labdag", "run", "a", cwd=pipeline)
+    assert server.states() == {"get@m": "Unchanged", "fit@a": "Completed", "show@a": "Completed"}
+    edit_params(pipeline, fits__a__x=10)
+    run("labdag", "run", "a", cwd=pipeline)
+    assert server.states() == {"get@m": "Unchanged", "fit@a": "Cached", "show@a": "Cached"}
+    assert "10" in (pipeline / "a.html").read_text() or "0.1" in (pipeline / "a.html").read_text()
+    assert run("dvc", "status", cwd=pipeline).stdout.strip() == "Data and pipelines are up to date."
+
+
+def test_force_runs_every_selected_stage(pipeline: Path, server: Server) -> None:
+    run("labdag", "run", cwd=pipeline)
+    run("labdag", "run", "--force", "a", cwd=pipeline)
+    assert server.states() == {"get@m": "Completed", "fit@a": "Completed", "show@a": "Completed"}
+
+
+def test_a_failed_stage_stops_what_depends_on_it_and_nothing_else(pipeline: Path, server: Server) -> None:
+    edit_params(pipeline, fits__a__x=-1)
+    done = run("labdag", "run", cwd=pipeline, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "Error: fit@a failed: x is negative; it should not be"
+    assert server.states() == all_of("Completed") | {"fit@a": "Failed", "show@a": "Skipped"}
+    assert server.tasks()["fit@a"]["state"]["message"] == "x is negative; it should not be"
+    assert server.tasks()["show@a"]["state"]["message"] == "fit@a, which it depends on, failed"
+    assert server.flow_run()["state"]["name"] == "Failed"
+    assert "6 stages: 4 run, 0 reused, 1 failed, 1 skipped" in done.stdout
+    assert re.search(r"a +1 +0 +- +\d+\.\d +failed: fit@a", done.stdout)
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "NoneType" not in done.stdout + done.stderr
+
+
+MEET = """
+stages:
+  meet:
+    foreach: [one, two]
+    do:
+      cmd: >-
+        touch ${item}.here; for i in $(seq 200); do
+        test -e one.here -a -e two.here && echo met > ${item}.txt && exit 0; sleep 0.1; done; exit 1
+      outs: ["${item}.txt"]
+"""
+
+
+def test_independent_stages_run_at_once_up_to_jobs(toy: Callable[..., Path], server: Server) -> None:
+    folder = toy(MEET)
+    run("labdag", "run", "--jobs", "2", cwd=folder)
+    assert server.states() == {"meet@one": "Completed", "meet@two": "Completed"}
+
+
+def test_one_job_runs_one_stage_at_a_time(toy: Callable[..., Path]) -> None:
+    command = "mkdir busy && sleep 0.3 && rmdir busy && echo > ${item}.txt"
+    stages = f'stages:\n  s:\n    foreach: [a, b, c]\n    do: {{cmd: "{command}", outs: ["${{item}}.txt"]}}\n'
+    assert "3 run" in run("labdag", "run", "--jobs", "1", cwd=toy(stages)).stdout
+
+
+def test_several_dvc_yaml_files_and_data_files_are_one_pipeline(toy: Callable[..., Path], server: Server) -> None:
+    folder = toy("stages:\n  top: {cmd: cp sub/low.txt top.txt, deps: [sub/low.txt], outs: [top.txt]}\n")
+    (folder / "sub").mkdir()
+    (folder / "sub/dvc.yaml").write_text(
+        "stages:\n  low: {cmd: cp data.txt low.txt, deps: [data.txt], outs: [low.txt]}\n"
+    )
+    (folder / "sub/data.txt").write_text("data")
+    run("dvc", "add", "--quiet", "sub/data.txt", cwd=folder)
+    run("labdag", "run", "top", cwd=folder)
+    assert server.states() == {
+        "sub/data.txt.dvc": "Unchanged",
+        "sub/dvc.yaml:low": "Completed",
+        "top": "Completed",
+    }
+    run("labdag", "run", cwd=folder / "sub")
+    assert set(server.states().values()) == {"Unchanged"}
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process still runs; one that has ended may stay as a zombie where nobody asks for its end."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.usefixtures("server")
+def test_ctrl_c_ends_the_stage_with_all_its_processes(toy: Callable[..., Path]) -> None:
+    folder = toy('stages:\n  long: {cmd: "sleep 1000 & echo $! > pid; wait; touch out", outs: [out]}\n')
+    labdag = subprocess.Popen(["labdag", "run"], cwd=folder, stderr=subprocess.PIPE, text=True)
+    for _ in range(300):
+        if (folder / "pid").exists() and (folder / "pid").read_text().strip():
+            break
+        time.sleep(0.1)
+    labdag.send_signal(signal.SIGINT)
+    _, errors = labdag.communicate(timeout=60)
+    assert labdag.returncode == 130, errors
+    assert "Interrupted" in errors
+    assert not is_alive(int((folder / "pid").read_text()))
+    assert not (folder / "out").exists()
+
+
+def test_an_unknown_target_suggests_the_nearest(pipeline: Path) -> None:
+    done = run("labdag", "run", "shwo", cwd=pipeline, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "Error: There is no lab or stage 'shwo'. Did you mean 'show'? "
+        "`labdag list` and `dvc stage list` show what there is.\n"
+    )
+
+
+def test_a_server_that_does_not_answer_gets_a_sentence(pipeline: Path) -> None:
+    done = run("labdag", "run", cwd=pipeline, check=False, PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert done.returncode == 1
+    assert "Error: No Prefect server answers at http://127.0.0.1:9/api." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_outside_a_dvc_repository_one_sentence(tmp_path: Path) -> None:
+    done = run("labdag", "list", cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: There is no DVC repository in ")
+
+
+def test_a_broken_dvc_yaml_gets_dvcs_own_sentence(pipeline: Path) -> None:
+    (pipeline / "dvc.yaml").write_text("stages:\n  a: {command: ls}\n")
+    done = run("labdag", "run", cwd=pipeline, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: DVC can't read the pipeline: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_list_tells_fresh_from_stale_from_never_run(pipeline: Path) -> None:
+    def states() -> dict[str, str]:
+        lines = run("labdag", "list", cwd=pipeline).stdout.splitlines()
+        rows = [re.split(r" {2,}", line.strip()) for line in lines if line.strip()]
+        return {row[0]: row[rows[0].index("state")] for row in rows[2:]}
+
+    assert states() == {"a": "never run", "b": "never run"}
+    run("dvc", "repro", "--quiet", cwd=pipeline)
+    assert states() == {"a": "fresh", "b": "fresh"}
+    edit_params(pipeline, fits__a__x=11)
+    assert states() == {"a": "stale: fit@a: params.yaml fits.a modified", "b": "fresh"}
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("get@m"),
+        Stage("fit@a", ("get@m",)),
+        Stage("fit@ab", ("get@m",)),
+        Stage("show@a", ("fit@a",)),
+        Stage("alone"),
+    )
+}
+
+
+@pytest.mark.parametrize(
+    ("targets", "chosen"),
+    [
+        ([], set(STAGES)),
+        (["a"], {"get@m", "fit@a", "show@a"}),
+        (["fit"], {"get@m", "fit@a", "fit@ab"}),
+        (["fit@ab"], {"get@m", "fit@ab"}),
+        (["*@a*"], {"get@m", "fit@a", "fit@ab", "show@a"}),
+        (["alone", "m"], {"alone", "get@m"}),
+    ],
+)
+def test_targets_select_stages_with_all_upstream(targets: list[str], chosen: set[str]) -> None:
+    selected = select(STAGES, targets)
+    assert set(selected) == chosen
+    assert list(selected) == [name for name in STAGES if name in chosen], "upstream first"
+
+
+def test_a_target_of_no_stage_is_an_error() -> None:
+    with pytest.raises(GraphError, match=r"'fitt'\. Did you mean 'fit'\?"):
+        select(STAGES, ["fitt"])
+
+
+def test_sinks_are_the_keys_that_nothing_else_builds_on() -> None:
+    assert {key: set(stages) for key, stages in sinks(STAGES).items()} == {
+        "a": {"get@m", "fit@a", "show@a"},
+        "ab": {"get@m", "fit@ab"},
+        "alone": {"alone"},
+    }
+
+
+def test_the_first_lab_runs_without_a_server_then_runs_nothing(project: Path) -> None:
+    """What a newcomer does first, with Prefect's ephemeral server, in a folder whose name has a space."""
+    first = run("labdag", "run", "lenet_digits", cwd=project)
+    row = re.search(
+        r"lenet_digits +6 +0 +61,706 +(\d+\.\d+)% +(\d+) +[\d.]+ +results/lenet_digits/report.html", first.stdout
+    )
+    assert row, first.stdout
+    assert float(row.group(1)) >= 97
+    assert "6 stages: 6 run, 0 reused" in first.stdout
+    assert "epoch 20/20" in first.stderr, "the stage's lines, as they come"
+    assert (project / "results/lenet_digits/report.html").is_file()
+    assert run("git", "status", "--porcelain", cwd=project).stdout == "?? dvc.lock\n"
+
+    second = run("labdag", "run", "lenet_digits", cwd=project)
+    assert "6 stages: 0 run, 6 reused" in second.stdout
+    listed = run("labdag", "list", cwd=project).stdout
+    assert re.search(r"lenet_digits +fresh|lenet_digits +digits +lenet +61,706 +[\d.]+% +\d+ +fresh", listed)
+    assert re.search(r"lenet_mnist +mnist +lenet +- +- +- +never run", listed)
+
+    edit_params(project, labs__lenet_digits__plot__dpi=72)
+    third = run("labdag", "run", "lenet_digits", cwd=project)
+    assert "6 stages: 1 run, 5 reused" in third.stdout
+
+
+def test_a_mistake_in_params_yaml_is_told_before_anything_starts(project: Path) -> None:
+    edit_params(project, labs__lenet_digits__train__epocs=3)
+    for command in (["labdag", "run", "lenet_digits"], ["labdag", "list"]):
+        done = run(*command, cwd=project, check=False)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("Error: params.yaml: labs.lenet_digits.train.epocs: there is no key 'epocs'")
+    assert not (project / "dvc.lock").exists()

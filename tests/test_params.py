@@ -1,0 +1,174 @@
+"""params.yaml: the shipped file is right, its schema is the shipped schema, and every mistake gets a sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from pydantic import BaseModel
+from ruamel.yaml import YAML
+
+from stages import params
+from stages.program.options import Options, UserError, read_section
+from tests.conftest import ROOT, edit_params, run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    return tmp_path
+
+
+def fault(folder: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        params.load(folder / "params.yaml")
+    return str(caught.value)
+
+
+def test_the_shipped_file_is_valid() -> None:
+    loaded = params.load(ROOT / "params.yaml")
+    assert {"digits", "mnist", "fashion_mnist", "cifar10"} <= loaded.datasets.keys()
+    assert {"lenet_digits", "lenet_mnist"} <= loaded.labs.keys()
+
+
+def test_the_shipped_schema_is_the_one_that_the_code_declares() -> None:
+    assert (ROOT / "params.schema.json").read_text() == params.json_schema(), "run `make schema`"
+
+
+def test_editors_find_the_schema_and_agree_with_it() -> None:
+    text = (ROOT / "params.yaml").read_text()
+    assert text.splitlines()[0] == "# yaml-language-server: $schema=params.schema.json"
+    schema = json.loads((ROOT / "params.schema.json").read_text())
+    values = YAML(typ="safe", pure=True).load(text)
+    jsonschema.validate(values, schema)
+    values["labs"]["lenet_digits"]["train"]["epocs"] = 3
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(values, schema)
+
+
+def test_every_field_has_a_description() -> None:
+    def fields(model: type[BaseModel]) -> None:
+        for name, field in model.model_fields.items():
+            assert field.description, f"{model.__module__}.{model.__name__}.{name}"
+
+    pending: list[type[BaseModel]] = list(Options.__subclasses__())
+    while pending:
+        model = pending.pop()
+        pending += model.__subclasses__()
+        if not model.__module__.endswith((".statistics", "stages.build", ".train", ".evaluate", ".plot")):
+            fields(model)
+
+
+MISTAKES = [
+    (
+        {"labs__lenet_digits__dataset": "digit"},
+        "labs.lenet_digits.dataset: there is no dataset 'digit'; did you mean 'digits'?",
+    ),
+    (
+        {"labs__lenet_digits__model__name": "lenett"},
+        "labs.lenet_digits.model.name: there is no name 'lenett'; did you mean 'lenet'?",
+    ),
+    (
+        {"labs__lenet_digits__train__optimizer__name": "adamm"},
+        "labs.lenet_digits.train.optimizer.name: there is no optimizer 'adamm'; did you mean 'adam'? Known: adam, sgd.",
+    ),
+    (
+        {"labs__lenet_digits__train__epocs": 3},
+        "labs.lenet_digits.train.epocs: there is no key 'epocs'; did you mean 'epochs'?",
+    ),
+    (
+        {"labs__lenet_digits__train__optimizer__momentun": 0.9},
+        "labs.lenet_digits.train.optimizer.momentun: there is no key 'momentun'.",
+    ),
+    (
+        {"labs__lenet_digits__train__batch_size": "64"},
+        "labs.lenet_digits.train.batch_size is '64', but should be a valid integer.",
+    ),
+    (
+        {"labs__lenet_digits__train__epochs": 0},
+        "labs.lenet_digits.train.epochs is 0, but should be greater than or equal to 1.",
+    ),
+    (
+        {"labs__lenet_digits__train__shuffle": "yes"},
+        "labs.lenet_digits.train.shuffle is 'yes', but should be a valid boolean.",
+    ),
+    (
+        {"labs__lenet_digits__train__optimizer__lr": float("nan")},
+        "labs.lenet_digits.train.optimizer.lr is nan, but should be a finite number.",
+    ),
+    (
+        {"labs__lenet_digits__train__epochs": None},
+        "labs.lenet_digits.train.epochs is missing: Passes over the training images.",
+    ),
+    (
+        {"labs__lenet_digits__model__activation": "relo"},
+        "labs.lenet_digits.model.activation: there is no activation 'relo'; did you mean 'relu'? Known: relu, ",
+    ),
+    (
+        {"datasets__mnist__kind": "torchvison"},
+        "datasets.mnist.kind: there is no kind 'torchvison'; did you mean 'torchvision'?",
+    ),
+    ({"datasets__mnist__kind": None}, "datasets.mnist.kind is missing"),
+    (
+        {"datasets__mnist__name": "MINST"},
+        "datasets.mnist.name: there is no name 'MINST'; did you mean 'MNIST'? Known: MNIST, FashionMNIST, CIFAR10.",
+    ),
+    ({"labs__lenet_digits": 7}, "labs.lenet_digits is 7, but should be"),
+]
+
+
+@pytest.mark.parametrize(("changes", "sentence"), MISTAKES, ids=[sentence for _, sentence in MISTAKES])
+def test_a_mistake_gets_a_sentence(folder: Path, changes: dict[str, Any], sentence: str) -> None:
+    edit_params(folder, **changes)
+    assert fault(folder).startswith(f"params.yaml: {sentence}")
+
+
+def test_all_mistakes_are_told_at_once(folder: Path) -> None:
+    edit_params(folder, labs__lenet_digits__train__epochs=0, labs__lenet_mnist__plot__dpi=-1)
+    assert len(fault(folder).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("labs: {a: 1\n", "line 2, column 1: "),
+        ("labs: 1\nlabs: 2\n", 'line 2, column 1: found duplicate key "labs"'),
+        ("- 1\n", "must be a mapping"),
+        ("", "must be a mapping"),
+    ],
+)
+def test_a_file_that_is_no_mapping_gets_a_sentence(folder: Path, text: str, sentence: str) -> None:
+    (folder / "params.yaml").write_text(text)
+    assert sentence in fault(folder)
+
+
+def test_numbers_are_read_as_dvc_reads_them(folder: Path) -> None:
+    loaded = params.load(folder / "params.yaml")
+    assert loaded.labs["lenet_digits"].train.optimizer.lr == 0.001  # `1e-3` is a string to YAML 1.1
+
+
+def test_a_stage_checks_its_own_section_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Section(Options):
+        seed: int
+
+    monkeypatch.chdir(folder)
+    edit_params(folder, labs__lenet_digits__train=None)
+    assert read_section("labs", "lenet_digits", Section).seed == 1
+    edit_params(folder, labs__lenet_digits__seed="one")
+    with pytest.raises(UserError, match=r"labs\.lenet_digits\.seed is 'one', but should be a valid integer"):
+        read_section("labs", "lenet_digits", Section)
+    with pytest.raises(UserError, match=r"there is no lab 'lenet_digit'; did you mean 'lenet_digits'\?"):
+        read_section("labs", "lenet_digit", Section)
+
+
+@pytest.mark.parametrize("stage", ["download", "stats", "build", "train", "evaluate", "plot"])
+def test_a_stage_tells_an_unknown_name_in_one_sentence(stage: str, folder: Path) -> None:
+    done = run("python", "-m", f"stages.{stage}", "lenet_digitz", cwd=folder, check=False, PYTHONPATH=str(ROOT))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: ")
+    assert "Traceback" not in done.stderr

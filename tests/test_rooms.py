@@ -1,0 +1,149 @@
+"""The rules of the rooms: who imports what, and that dvc.yaml declares just that."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dvc.repo import Repo
+
+from tests.conftest import ROOT, run
+
+# The folder that is a registry → where params.yaml says which of its modules a stage takes.
+REGISTRIES = {"stages.models": "model", "stages.datasets.sources": "kind"}
+
+
+def declared() -> dict[str, tuple[set[str], str]]:
+    """Stage → the files of stages/ that dvc.yaml declares as its deps, and its command."""
+    return {
+        stage.addressing: (
+            {dep.def_path for dep in stage.deps if str(dep.def_path).startswith("stages/")},
+            str(stage.cmd),
+        )
+        for stage in Repo(str(ROOT)).index.stages
+    }
+
+
+def path_of(module: str) -> Path | None:
+    base = ROOT.joinpath(*module.split("."))
+    return next((p for p in (base / "__init__.py", base.with_suffix(".py")) if p.is_file()), None)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """First-party modules that a file can import, wherever in it: each name, as a module or one inside a module."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def closure(module: str, chosen: dict[str, str]) -> set[str]:
+    """Files that importing `module` can load; of a registry folder, the module that params.yaml chooses."""
+    found: set[str] = set()
+    pending = [module]
+    while pending:
+        name = pending.pop()
+        path = path_of(name)
+        if not name.startswith("stages") or path is None or path.relative_to(ROOT).as_posix() in found:
+            continue
+        found.add(path.relative_to(ROOT).as_posix())
+        # A package may read files that lie beside its modules, such as a template.
+        if f'"{name.rpartition(".")[2]}' and 'TEMPLATE = "' in path.read_text():
+            found |= {p.relative_to(ROOT).as_posix() for p in path.parent.glob("*.html")}
+        pending += [*imports(path), name.rpartition(".")[0]]
+        if name in chosen and name != module:
+            pending.append(f"{name}.{chosen[name]}")
+    return found
+
+
+def chosen(stage: str) -> dict[str, str]:
+    from stages import params
+
+    loaded = params.load(ROOT / "params.yaml")
+    key = stage.partition("@")[2]
+    if key in loaded.labs:
+        return {"stages.models": loaded.labs[key].model.name}
+    return {"stages.datasets.sources": loaded.datasets[key].kind}
+
+
+def test_each_stage_declares_exactly_the_modules_that_it_can_import() -> None:
+    stages = declared()
+    assert len(stages) > 10
+    for stage, (files, _) in stages.items():
+        assert files == closure(f"stages.{stage.partition('@')[0]}", chosen(stage)), stage
+
+
+LOADED = """
+import json, runpy, sys
+sys.argv = [sys.argv[1], sys.argv[2]]
+try:
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+except SystemExit as exit_:
+    assert not exit_.code, exit_.code
+files = [getattr(module, "__file__", None) for name, module in sys.modules.items() if name.startswith("stages")]
+print("\\n" + json.dumps([file for file in files if file]))
+"""
+
+
+@pytest.mark.parametrize("stage", ["download", "stats", "build", "train", "evaluate", "plot"])
+def test_a_stage_that_runs_loads_no_module_that_it_does_not_declare(stage: str, finished_copy: Path) -> None:
+    """The same rule, held against what Python really loads."""
+    key = "digits" if stage in ("download", "stats") else "lenet_digits"
+    done = run("python", "-c", LOADED, f"stages.{stage}", key, cwd=finished_copy)
+    loaded = {Path(file).relative_to(finished_copy).as_posix() for file in json.loads(done.stdout.splitlines()[-1])}
+    files, command = declared()[f"{stage}@{key}"]
+    assert command == f"python -m stages.{stage} {key}"
+    assert loaded | {f"stages/{stage}.py"} <= files
+
+
+BLOCK = """
+import sys
+blocked = set(sys.argv[1].split(","))
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in blocked:
+            raise ImportError(f"{name} is not installed")
+sys.meta_path.insert(0, Block())
+import importlib, pkgutil
+package = importlib.import_module(sys.argv[2])
+for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+    importlib.import_module(module.name)
+"""
+
+
+def imported(package: str, blocked: str) -> subprocess.CompletedProcess[Any]:
+    return run("python", "-c", BLOCK, blocked, package, cwd=ROOT, check=False)
+
+
+def test_stages_import_without_prefect_and_dvc() -> None:
+    assert imported("stages", "prefect,dvc,flows").stderr == ""
+
+
+def test_flows_import_without_torch() -> None:
+    assert imported("flows", "torch,torchvision,PIL,matplotlib,sklearn,stages").stderr == ""
+
+
+def test_the_block_does_block() -> None:
+    assert "torch is not installed" in imported("stages", "torch").stderr
+    assert "prefect is not installed" in imported("flows", "prefect").stderr
+
+
+def test_params_yaml_is_checked_without_torch() -> None:
+    code = "from stages import params; params.load(); import sys; assert 'torch' not in sys.modules"
+    run("python", "-c", code, cwd=ROOT)
+
+
+def test_every_lab_names_its_best_model_as_an_artifact() -> None:
+    repo = Repo(str(ROOT))
+    (artifacts,) = repo.artifacts.read().values()
+    labs = {stage.partition("@")[2] for stage in declared() if stage.startswith("train@")}
+    assert {name: artifact.path for name, artifact in artifacts.items()} == {
+        lab: f"results/{lab}/best.safetensors" for lab in labs
+    }
