@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from importlib.metadata import version
@@ -103,6 +104,8 @@ def run(
         raise typer.Exit(INTERRUPTED) from None
 
     assert isinstance(done, Reproduction)
+    # The table is the last word: not Prefect's farewell to its temporary server.
+    logging.getLogger("prefect").setLevel(logging.WARNING)
     _print(_table(summary.rows(root, done.stages, done.outcomes)))
     print(f"{summary.counts(done.outcomes.values())}")
     if failure is not None:
