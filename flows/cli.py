@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -36,10 +37,17 @@ def main() -> None:
     # and keep its usage statistics at home. Whoever has set these has the last word.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    _reach_this_machine_without_a_proxy()
     try:
         app()
     except (GraphError, MistakeError) as error:
         _fail(str(error))
+
+
+def _reach_this_machine_without_a_proxy() -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        exempt = [host for host in os.environ.get(name, "").split(",") if host]
+        os.environ[name] = ",".join(dict.fromkeys([*exempt, "127.0.0.1", "localhost"]))
 
 
 class MistakeError(Exception):
@@ -78,23 +86,33 @@ def run(
 ) -> None:
     """Bring labs up to date: run exactly the stages that changes affect, independent ones at once."""
     root = _project()
-    _check_params(root)
+    labs = _check_params(root)
     from flows import graph, summary
 
+    if not targets and labs is not None:
+        targets = list(labs)  # not the datasets that no lab uses
     # Told before Prefect starts its server: a typo should not cost ten seconds.
     graph.select(graph.load(root), targets or [])
 
     from flows.reproduce import Reproduction, StageFailedError, reproduce
 
+    # Closing the terminal, or `kill`, ends a run as Ctrl-C does: with no stage left behind.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     failure = None
     try:
         done = reproduce(targets=targets, jobs=jobs, force=force, root=str(root))
     except StageFailedError as error:
         done, failure = error.reproduction, error
     except RuntimeError as error:
+        url = os.environ.get("PREFECT_API_URL")
+        if "ephemeral Prefect API server" in str(error):
+            raise MistakeError(
+                "Prefect's temporary server did not start in time; try again, allow it longer "
+                "(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS), or start one (`prefect server start`)."
+            ) from None
         if "Failed to reach API" not in str(error):
             raise
-        url = os.environ.get("PREFECT_API_URL")
         raise MistakeError(
             f"No Prefect server answers at {url}. Start one (`prefect server start`), or unset PREFECT_API_URL "
             "to run without."
@@ -121,11 +139,11 @@ def list_() -> None:
 
     stages = graph.load(root)
     stale = graph.stale(root, stages)
-    labs = {key: graph.select(stages, [key]) for key in blocks} if blocks else graph.sinks(stages)
+    labs = graph.sinks(stages) if blocks is None else {key: graph.select(stages, [key]) for key in blocks}
     rows = [
         {
             "lab": key,
-            **_described(blocks.get(key)),
+            **_described(blocks.get(key) if blocks else None),
             **summary.figures(root, members.values()),
             "state": _state([(stage, stale[stage.name]) for stage in members.values()]),
         }
@@ -155,10 +173,10 @@ def _project() -> Path:
     return root
 
 
-def _check_params(root: Path) -> dict[str, Any]:
-    """Validate labdag's own params.yaml, and return its labs; in another project there is nothing to check."""
+def _check_params(root: Path) -> dict[str, Any] | None:
+    """Validate labdag's own params.yaml, and return its labs; none in another project."""
     if not (root / "stages" / "params.py").is_file():
-        return {}
+        return None
     sys.path.insert(0, str(root))
     from stages import params
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import State
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Completed, Failed
 from pydantic import Field
 
 from flows import graph, summary
@@ -107,21 +108,35 @@ def reproduce(
 
 
 @task(cache_policy=NO_CACHE)
-def run_stage(stage: graph.Stage, executor: Executor, force: bool, outcomes: dict[str, Outcome]) -> State[Any]:
-    """Run one stage and tell what happened to it as the task's state; the outcome is added to `outcomes`."""
-    blocked = next((name for name in stage.upstream if name in outcomes and _is_bad(outcomes[name])), None)
+def run_stage(
+    stage: str, executor: Executor, force: bool, blocked: str | None, record: Callable[[Outcome], None]
+) -> State[Any]:
+    """Run one stage and tell what happened to it as the task's state.
+
+    Args:
+        stage: its name.
+        executor: runs it.
+        force: whether to run its command even if nothing changed.
+        blocked: why it must be skipped, if so.
+        record: takes the outcome.
+    """
     if blocked is not None:
-        outcome = Outcome(stage.name, Ending.SKIPPED, f"{blocked}, which it depends on, {_verb(outcomes[blocked])}")
+        outcome = Outcome(stage, Ending.SKIPPED, blocked)
     else:
-        outcome = executor.run(stage.name, force=force, log=get_run_logger().info)
-    outcomes[stage.name] = outcome
-    state = {Ending.FAILED: Failed, Ending.SKIPPED: Cancelled}.get(outcome.ending, Completed)
+        outcome = executor.run(stage, force=force, log=get_run_logger().info)
+    record(outcome)
+    # Skipped is of the type FAILED: of a cancelled task Prefect would not let another one come after.
+    state = Failed if outcome.ending in (Ending.FAILED, Ending.SKIPPED) else Completed
     return state(name=outcome.ending.value, message=outcome.reason)
 
 
 def _schedule(stages: dict[str, graph.Stage], executor: Executor, jobs: int, force: bool) -> dict[str, Outcome]:
     """Submit each stage as soon as all that it depends on has ended, `jobs` at a time."""
     outcomes: dict[str, Outcome] = {}
+
+    def record(outcome: Outcome) -> None:
+        outcomes[outcome.stage] = outcome
+
     futures: dict[str, PrefectFuture[Any]] = {}
     ended: queue.SimpleQueue[str] = queue.SimpleQueue()
     waiting, running = dict(stages), 0
@@ -130,7 +145,9 @@ def _schedule(stages: dict[str, graph.Stage], executor: Executor, jobs: int, for
         for stage in ready[: jobs - running]:
             named = run_stage.with_options(name=stage.name, task_run_name=stage.name)
             upstream = [allow_failure(futures[name]) for name in stage.upstream if name in futures]
-            future = named.submit(stage, executor, force, outcomes, return_state=False, wait_for=upstream)
+            future = named.submit(
+                stage.name, executor, force, _blocked(stage, outcomes), record, return_state=False, wait_for=upstream
+            )
             future.add_done_callback(partial(_put, ended, stage.name))
             futures[stage.name] = future
             del waiting[stage.name]
@@ -138,7 +155,7 @@ def _schedule(stages: dict[str, graph.Stage], executor: Executor, jobs: int, for
         name = ended.get()
         running -= 1
         if name not in outcomes:  # Prefect could not run the task at all
-            outcomes[name] = Outcome(name, Ending.FAILED, str(futures[name].state.message))
+            outcomes[name] = Outcome(name, Ending.FAILED, f"Prefect: {futures[name].state.message}")
     return {name: outcomes[name] for name in stages}
 
 
@@ -146,9 +163,11 @@ def _put(ended: queue.SimpleQueue[str], name: str, _future: PrefectFuture[Any]) 
     ended.put(name)
 
 
-def _is_bad(outcome: Outcome) -> bool:
-    return outcome.ending in (Ending.FAILED, Ending.SKIPPED)
-
-
-def _verb(outcome: Outcome) -> str:
-    return "failed" if outcome.ending is Ending.FAILED else "was skipped"
+def _blocked(stage: graph.Stage, outcomes: dict[str, Outcome]) -> str | None:
+    """Why a stage whose upstream stages have ended must be skipped, if so."""
+    for name in stage.upstream:
+        if name in outcomes and outcomes[name].ending is Ending.FAILED:
+            return f"{name}, which it depends on, failed"
+        if name in outcomes and outcomes[name].ending is Ending.SKIPPED:
+            return f"{name}, which it depends on, was skipped"
+    return None

@@ -45,7 +45,8 @@ def main(lab: str) -> None:
 
     text = (
         f"{_table(layers)}\n"
-        f"batch of {BATCH}; parameters: {size['parameters']:,}; multiply-adds an image: {size['mult_adds']:,}\n"
+        f"Shapes and multiply-adds are those of a batch of {BATCH}; one image costs {size['mult_adds']:,} "
+        f"multiply-adds. Parameters: {size['parameters']:,}\n"
     )
 
     weights.save(model.state_dict(), results / "init.safetensors")

@@ -7,8 +7,7 @@ Writes  data/raw/<dataset>/: {train,test}_images.npy (uint8, N×C×H×W), {train
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
+import shutil
 
 from stages.datasets import arrays
 from stages.datasets.fetch import fetch
@@ -23,14 +22,13 @@ def main(dataset: str) -> None:
     where = f"datasets.{dataset}"
     module, source = source_module(read_block("datasets", dataset), where)
 
-    with (
-        blame(where),
-        new_folder(arrays.ROOT / dataset) as folder,
-        tempfile.TemporaryDirectory(prefix=f".{dataset}.", suffix=".part", dir=arrays.ROOT) as scratch,
-    ):
+    with blame(where), new_folder(arrays.ROOT / dataset) as folder:
+        archives = folder / "archives"
+        archives.mkdir()
         for archive in module.archives(source):
-            fetch(archive, Path(scratch))
-        images = module.read(source, Path(scratch))
+            fetch(archive, archives)
+        images = module.read(source, archives)
+        shutil.rmtree(archives)
         arrays.save(images, folder)
     shape = "×".join(str(size) for size in images.shape)
     print(

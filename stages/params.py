@@ -23,6 +23,7 @@ from stages.learning.evaluation import Evaluation
 from stages.learning.recipe import Compute, Recipe
 from stages.program.options import (
     PARAMS_FILE,
+    BlockName,
     DatasetName,
     Options,
     Seed,
@@ -58,8 +59,8 @@ class Lab(Options):
 class Params(Options):
     """Every dataset and every lab of labdag."""
 
-    datasets: dict[str, Any] = Field(description="Datasets by name.")
-    labs: dict[str, Lab] = Field(description="Labs by name.")
+    datasets: dict[BlockName, Any] = Field(description="Datasets by name.")
+    labs: dict[BlockName, Lab] = Field(description="Labs by name.")
 
 
 def schema() -> type[Params]:
@@ -71,8 +72,8 @@ def schema() -> type[Params]:
         "Params",
         __base__=Params,
         __doc__=Params.__doc__,
-        datasets=(dict[str, source], Params.model_fields["datasets"]),  # type: ignore[valid-type]
-        labs=(dict[str, lab], Params.model_fields["labs"]),
+        datasets=(dict[BlockName, source], Params.model_fields["datasets"]),  # type: ignore[valid-type]
+        labs=(dict[BlockName, lab], Params.model_fields["labs"]),
     )
 
 
@@ -87,6 +88,10 @@ def load(path: Path = Path(PARAMS_FILE)) -> Params:
         f"{PARAMS_FILE}: labs.{name}.dataset: {unknown('dataset', lab.dataset, params.datasets)}"
         for name, lab in params.labs.items()
         if lab.dataset not in params.datasets
+    ]
+    faults += [
+        f"{PARAMS_FILE}: labs.{name}: a dataset has this name already; a lab needs one of its own."
+        for name in params.labs.keys() & params.datasets.keys()
     ]
     if faults:
         raise UserError("\n".join(faults))

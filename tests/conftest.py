@@ -54,7 +54,8 @@ def copy_project(folder: Path) -> Path:
     """A copy of this project as a fresh clone would be, with uncommitted changes, as its own git repository."""
     listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).stdout
     for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
+        # What has been run in this checkout is no part of a fresh clone.
+        if (ROOT / name).is_file() and name != "dvc.lock":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     run("git", "init", "--quiet", cwd=folder)

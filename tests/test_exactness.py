@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,13 +13,20 @@ from dvc.repo import Repo
 from flows import graph
 from tests.conftest import copy_project, edit_params, run
 
-EVERY_LAB = {"build", "train", "evaluate", "plot"}
+EVERY_LAB = ("build", "train", "evaluate", "plot")
+DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
+LABS = ("lenet_digits", "lenet_mnist", "tiny_digits")
 
 
 @pytest.fixture(scope="module")
 def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project with every stage recorded as done, its outputs stand-ins: what runs is not asked here."""
+    """The project, with a lab of another model, every stage recorded as done; its outputs are stand-ins."""
     folder = copy_project(tmp_path_factory.mktemp("committed") / "project")
+    lenet = (folder / "stages/models/lenet.py").read_text()
+    (folder / "stages/models/tiny.py").write_text(lenet.replace('Literal["lenet"]', 'Literal["tiny"]'))
+    add_lab(folder, "tiny_digits", model="tiny")
+    run("git", "add", "--all", cwd=folder)
+    run("git", "commit", "--quiet", "--message", "Add a lab with a model of its own", cwd=folder)
     repo = Repo(str(folder))
     for stage in repo.index.stages:
         for out in stage.outs:
@@ -71,11 +77,11 @@ def order(folder: Path) -> None:
     replaced(folder, "params.yaml", r"( +epochs: 20\n)( +batch_size: 64\n)", r"\2\1")
 
 
-def new_lab(folder: Path) -> None:
+def add_lab(folder: Path, name: str, model: str = "lenet") -> None:
     block = re.search(r"  lenet_digits:\n(.*?)\n\n", (folder / "params.yaml").read_text(), re.DOTALL)
     assert block
     with (folder / "params.yaml").open("a") as file:
-        file.write(f"\n  my_lab:\n{block.group(1)}\n")
+        file.write(f"\n  {name}:\n{block.group(1).replace('name: lenet', f'name: {model}')}\n")
 
 
 def mirror(_folder: Path) -> None:
@@ -87,78 +93,116 @@ def cache_file(folder: Path) -> None:
     (folder / "stages/__pycache__/stray.pyc").write_bytes(b"stray")
 
 
-def of(lab: str, *groups: str) -> set[str]:
-    return {f"{group}@{lab}" for group in groups}
+def of(key: str, *groups: str) -> set[str]:
+    return {f"{group}@{key}" for group in groups}
 
 
-def both(*groups: str) -> set[str]:
-    return of("lenet_digits", *groups) | of("lenet_mnist", *groups)
+def each(keys: tuple[str, ...], *groups: str) -> set[str]:
+    return {f"{group}@{key}" for key in keys for group in groups}
 
 
-DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
+LENETS = ("lenet_digits", "lenet_mnist")
+ON_DIGITS = ("lenet_digits", "tiny_digits")
 
-# An edit → the stages that no longer stand as recorded. What lies downstream of them reruns if, and only if,
-# their outputs come out different.
-EDITS: dict[str, tuple[Callable[[Path], object], set[str]]] = {
+# An edit → the stages that no longer stand as recorded, so must rerun → those that must, too, once these have
+# written something else than before.
+EDITS: dict[str, tuple[Callable[[Path], object], set[str], set[str]]] = {
     "learning rate": (
         params(labs__lenet_digits__train__optimizer__lr=0.002),
         of("lenet_digits", "train", "plot"),
+        of("lenet_digits", "evaluate"),
     ),
-    "epochs": (params(labs__lenet_mnist__train__epochs=3), of("lenet_mnist", "train", "plot")),
-    "seed": (params(labs__lenet_digits__seed=2), of("lenet_digits", "build", "train", "plot")),
+    "epochs": (
+        params(labs__lenet_mnist__train__epochs=3),
+        of("lenet_mnist", "train", "plot"),
+        of("lenet_mnist", "evaluate"),
+    ),
+    "seed": (
+        params(labs__lenet_digits__seed=2),
+        of("lenet_digits", "build", "train", "plot"),
+        of("lenet_digits", "evaluate"),
+    ),
     "model option": (
         params(labs__lenet_digits__model__activation="tanh"),
-        of("lenet_digits", "build", "train", "evaluate", "plot"),
+        of("lenet_digits", *EVERY_LAB),
+        set(),
     ),
     "normalisation": (
         params(labs__lenet_mnist__transform__normalize={"by": "values", "mean": [0.5], "std": [0.5]}),
         of("lenet_mnist", "train", "evaluate", "plot"),
+        set(),
     ),
-    "threads": (params(labs__lenet_mnist__compute__threads=1), of("lenet_mnist", "train", "evaluate", "plot")),
-    "dots per inch": (params(labs__lenet_digits__plot__dpi=80), of("lenet_digits", "plot")),
-    "evaluation batch": (params(labs__lenet_digits__evaluate__batch_size=100), of("lenet_digits", "evaluate")),
-    "dataset option": (params(datasets__digits__seed=7), of("digits", "download")),
+    "threads": (
+        params(labs__lenet_mnist__compute__threads=1),
+        of("lenet_mnist", "train", "evaluate", "plot"),
+        set(),
+    ),
+    "dots per inch": (params(labs__lenet_digits__plot__dpi=80), of("lenet_digits", "plot"), set()),
+    "evaluation batch": (
+        params(labs__lenet_digits__evaluate__batch_size=100),
+        of("lenet_digits", "evaluate"),
+        of("lenet_digits", "plot"),
+    ),
+    "dataset option": (
+        params(datasets__digits__seed=7),
+        of("digits", "download"),
+        of("digits", "stats") | each(ON_DIGITS, "train", "evaluate", "plot"),
+    ),
     "dataset of a lab": (
         params(labs__lenet_mnist__dataset="fashion_mnist"),
         of("lenet_mnist", "train", "evaluate", "plot"),
-    ),
-    "comment": (comment, set()),
-    "YAML style": (style, set()),
-    "order of keys": (order, set()),
-    "mirror": (mirror, set()),
-    "stray compiled file": (cache_file, set()),
-    "new lab": (new_lab, of("my_lab", *EVERY_LAB)),
-    "model file of another lab": (
-        lambda folder: shutil.copy(folder / "stages/models/lenet.py", folder / "stages/models/mlp.py"),
         set(),
     ),
-    "model file": (touched("stages/models/lenet.py"), both(*EVERY_LAB)),
-    "training loop": (touched("stages/learning/loop.py"), both("train")),
-    "scoring": (touched("stages/learning/scoring.py"), both("train", "evaluate", "plot")),
-    "per-class scores": (touched("stages/learning/classes.py"), both("evaluate", "plot")),
-    "figures": (touched("stages/show/figures.py"), both("plot")),
-    "page template": (touched("stages/show/report.html"), both("plot")),
-    "source of one dataset": (touched("stages/datasets/sources/digits.py"), of("digits", "download")),
+    "comment": (comment, set(), set()),
+    "YAML style": (style, set(), set()),
+    "order of keys": (order, set(), set()),
+    "mirror": (mirror, set(), set()),
+    "stray compiled file": (cache_file, set(), set()),
+    "new lab": (lambda folder: add_lab(folder, "my_lab"), of("my_lab", *EVERY_LAB), set()),
+    "block of another lab": (
+        params(labs__tiny_digits__seed=5),
+        of("tiny_digits", "build", "train", "plot"),
+        of("tiny_digits", "evaluate"),
+    ),
+    "model file of another lab": (touched("stages/models/tiny.py"), of("tiny_digits", *EVERY_LAB), set()),
+    "model file": (touched("stages/models/lenet.py"), each(LENETS, *EVERY_LAB), set()),
+    "training loop": (touched("stages/learning/loop.py"), each(LABS, "train"), each(LABS, "evaluate", "plot")),
+    "scoring": (touched("stages/learning/scoring.py"), each(LABS, "train", "evaluate", "plot"), set()),
+    "per-class scores": (touched("stages/learning/classes.py"), each(LABS, "evaluate", "plot"), set()),
+    "figures": (touched("stages/show/figures.py"), each(LABS, "plot"), set()),
+    "page template": (touched("stages/show/report.html"), each(LABS, "plot"), set()),
+    "source of one dataset": (
+        touched("stages/datasets/sources/digits.py"),
+        of("digits", "download"),
+        of("digits", "stats") | each(ON_DIGITS, "train", "evaluate", "plot"),
+    ),
     "downloader": (
         touched("stages/datasets/fetch.py"),
-        {f"download@{name}" for name in DATASETS},
+        each(DATASETS, "download"),
+        each(DATASETS, "stats") | each(LABS, "train", "evaluate", "plot"),
     ),
     "sample grids": (
         touched("stages/show/grids.py"),
-        {f"stats@{name}" for name in DATASETS} | both("plot"),
+        each(DATASETS, "stats") | each(LABS, "plot"),
+        each(LABS, "train", "evaluate"),
     ),
-    "schema of the whole": (touched("stages/params.py"), set()),
-    "flows": (touched("flows/reproduce.py"), set()),
+    "schema of the whole": (touched("stages/params.py"), set(), set()),
+    "flows": (touched("flows/reproduce.py"), set(), set()),
 }
 
 
 @pytest.mark.parametrize("edit", EDITS)
 def test_an_edit_affects_exactly(edit: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LABDAG_MIRRORS", "/here")
-    make, expected = EDITS[edit]
+    make, stale, downstream = EDITS[edit]
     make(folder)
-    stale = graph.stale(folder, graph.load(folder))
-    assert {name for name, reason in stale.items() if reason} == expected
+    stages = graph.load(folder)
+    rerun = {name for name, reason in graph.stale(folder, stages).items() if reason}
+    assert rerun == stale
+    for stage in stages.values():  # upstream first
+        if rerun & set(stage.upstream):
+            rerun.add(stage.name)
+    assert rerun == stale | downstream
 
 
 def test_a_reason_names_what_changed(folder: Path) -> None:

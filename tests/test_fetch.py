@@ -86,7 +86,8 @@ def test_a_folder_is_a_mirror(form: str, tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_bad_address_is_given_up_with_its_reason(
     how: str, tries: int, reason: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LABDAG_DOWNLOAD_SECONDS", "0.3")
+    if how in ("hang", "drip"):
+        monkeypatch.setenv("LABDAG_DOWNLOAD_SECONDS", "0.3")
     assert reason in failure(tmp_path, f"{server.url}/{how}/x")
     assert server.requests[f"/{how}/x"] == tries
 
@@ -119,7 +120,24 @@ def test_a_file_of_another_content_is_not_taken(tmp_path: Path, monkeypatch: pyt
     assert "wrong checksum: 10,239 bytes" in failure(tmp_path / "target")
 
 
-def test_a_wrong_time_limit_is_told(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LABDAG_DOWNLOAD_SECONDS", "soon")
-    with pytest.raises(UserError, match="LABDAG_DOWNLOAD_SECONDS is 'soon'"):
+@pytest.mark.parametrize(
+    "mirror", ["http://[bad", "http://a..b", "~nosuchuser/mirror", "ftp://127.0.0.1/mirror", "http://127.0.0.1:x"]
+)
+def test_a_mirror_that_is_none_is_one_more_reason(mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABDAG_MIRRORS", mirror)
+    assert f"  {mirror}/{NAME}: " in failure(tmp_path)
+
+
+@pytest.mark.parametrize("proxy", ["foo://127.0.0.1", "http://127.0.0.1:9"])
+def test_a_wrong_proxy_is_one_more_reason(proxy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    failure(tmp_path, "http://mirror.invalid/x")
+
+
+@pytest.mark.parametrize("limit", ["soon", "0", "nan", "inf"])
+def test_a_wrong_time_limit_is_told(
+    limit: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LABDAG_DOWNLOAD_SECONDS", limit)
+    with pytest.raises(UserError, match=f"LABDAG_DOWNLOAD_SECONDS is '{limit}'"):
         fetch(archive(f"{server.url}/good/x"), tmp_path)

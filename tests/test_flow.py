@@ -165,6 +165,34 @@ def test_force_runs_every_selected_stage(pipeline: Path, server: Server) -> None
     assert server.states() == {"get@m": "Completed", "fit@a": "Completed", "show@a": "Completed"}
 
 
+def test_what_depends_on_a_failure_is_skipped_however_far_away(toy: Callable[..., Path], server: Server) -> None:
+    chain = [("b", "a"), ("c", "b"), ("d", "c")]
+    stages = "".join(f"  {name}: {{cmd: cp {dep} {name}, deps: [{dep}], outs: [{name}]}}\n" for name, dep in chain)
+    folder = toy(f'stages:\n  a: {{cmd: "echo >&2 Error: no luck; false", outs: [a]}}\n{stages}')
+    done = run("labdag", "run", cwd=folder, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "Error: a failed: no luck"
+    assert "4 stages: 0 run, 0 reused, 1 failed, 3 skipped" in done.stdout
+    assert server.states() == {"a": "Failed", "b": "Skipped", "c": "Skipped", "d": "Skipped"}
+    assert server.tasks()["d"]["state"]["message"] == "c, which it depends on, was skipped"
+
+
+@pytest.mark.usefixtures("server")
+def test_many_stages_many_at_once(toy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scheduler alone, with stages that end at once: 200 in chains of two, 16 at a time."""
+    from flows import reproduce as flow
+    from flows.execute import Ending, Executor, Outcome
+
+    folder = toy("stages: {}\n")
+    stages = {f"s@{n}": Stage(f"s@{n}") for n in range(100)}
+    stages |= {f"t@{n}": Stage(f"t@{n}", (f"s@{n}",)) for n in range(100)}
+    monkeypatch.setattr("flows.graph.load", lambda _: stages)
+    monkeypatch.setattr(Executor, "run", lambda _, stage, **__: Outcome(stage, Ending.COMPLETED, "its command ran"))
+    done = flow.reproduce(jobs=16, root=str(folder))
+    assert isinstance(done, flow.Reproduction)
+    assert [outcome.ending for outcome in done.outcomes.values()] == [Ending.COMPLETED] * 200
+
+
 def test_a_failed_stage_stops_what_depends_on_it_and_nothing_else(pipeline: Path, server: Server) -> None:
     edit_params(pipeline, fits__a__x=-1)
     done = run("labdag", "run", cwd=pipeline, check=False)
@@ -231,14 +259,17 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.mark.usefixtures("server")
-def test_ctrl_c_ends_the_stage_with_all_its_processes(toy: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_run_ends_its_stages_with_all_their_processes(
+    number: signal.Signals, toy: Callable[..., Path]
+) -> None:
     folder = toy('stages:\n  long: {cmd: "sleep 1000 & echo $! > pid; wait; touch out", outs: [out]}\n')
     labdag = subprocess.Popen(["labdag", "run"], cwd=folder, stderr=subprocess.PIPE, text=True)
     for _ in range(300):
         if (folder / "pid").exists() and (folder / "pid").read_text().strip():
             break
         time.sleep(0.1)
-    labdag.send_signal(signal.SIGINT)
+    labdag.send_signal(number)
     _, errors = labdag.communicate(timeout=60)
     assert labdag.returncode == 130, errors
     assert "Interrupted" in errors

@@ -122,6 +122,22 @@ def test_normalisation_by_values_must_have_one_a_channel() -> None:
     assert caught.value.key == "transform.normalize.mean"
 
 
+def test_a_channel_without_any_contrast_gets_a_sentence() -> None:
+    known = statistics.Statistics(mean=[0.1, 0.2, 0.3], std=[1, 0, 1], train=1, test=1, classes={"a": 1})
+    by = Transform.model_validate({"normalize": {"by": "dataset"}})
+    with pytest.raises(OptionError, match="channel 1 is the same in every pixel"):
+        normalization(by, known)
+
+
+def test_weights_that_do_not_fit_get_a_sentence(tmp_path: Path) -> None:
+    weights.save(lenet().state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="is damaged or of another model"):
+        weights.load(lenet(classes=3), tmp_path / "w.safetensors")
+    (tmp_path / "w.safetensors").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="is damaged or of another model"):
+        weights.load(lenet(), tmp_path / "w.safetensors")
+
+
 def test_scores_equal_torchs_and_scikit_learns() -> None:
     logits, labels = torch.randn(200, 4, generator=torch.Generator().manual_seed(0)), torch.arange(200) % 3
     predicted, actual = logits.argmax(1).numpy(), labels.numpy()

@@ -117,14 +117,32 @@ MISTAKES = [
         {"datasets__mnist__name": "MINST"},
         "datasets.mnist.name: there is no name 'MINST'; did you mean 'MNIST'? Known: MNIST, FashionMNIST, CIFAR10.",
     ),
-    ({"labs__lenet_digits": 7}, "labs.lenet_digits is 7, but should be"),
+    ({"labs__lenet_digits": 7}, "labs.lenet_digits is 7, but should be a block of keys and values."),
+    ({"labs": []}, "labs is [], but should be a block of keys and values."),
+    (
+        {"labs__lenet_digits__train__optimizer": "adam"},
+        "labs.lenet_digits.train.optimizer is 'adam', but should be a block of keys and values.",
+    ),
+    (
+        {"labs__lenet_digits__model__input_shape": [1, 28]},
+        "labs.lenet_digits.model.input_shape is [1, 28], but should have 3 values.",
+    ),
+    ({"labs__a b": {}}, "labs.a b: a name may hold letters, digits, _ and -, and may not begin with -."),
+    ({"labs__a;touch b": {}}, "labs.a;touch b: a name may hold letters, digits, _ and -"),
+    ({"datasets__..": {"kind": "torchvision", "name": "MNIST"}}, "datasets...: a name may hold letters, digits"),
 ]
 
 
 @pytest.mark.parametrize(("changes", "sentence"), MISTAKES, ids=[sentence for _, sentence in MISTAKES])
 def test_a_mistake_gets_a_sentence(folder: Path, changes: dict[str, Any], sentence: str) -> None:
     edit_params(folder, **changes)
-    assert fault(folder).startswith(f"params.yaml: {sentence}")
+    assert fault(folder).splitlines()[0].startswith(f"params.yaml: {sentence}")
+
+
+def test_a_lab_may_not_have_the_name_of_a_dataset(folder: Path) -> None:
+    text = (folder / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(text.replace("  lenet_digits:", "  digits:"))
+    assert fault(folder) == ("params.yaml: labs.digits: a dataset has this name already; a lab needs one of its own.")
 
 
 def test_all_mistakes_are_told_at_once(folder: Path) -> None:
@@ -139,6 +157,7 @@ def test_all_mistakes_are_told_at_once(folder: Path) -> None:
         ("labs: 1\nlabs: 2\n", 'line 2, column 1: found duplicate key "labs"'),
         ("- 1\n", "must be a mapping"),
         ("", "must be a mapping"),
+        ("labs: \0", "params.yaml: "),
     ],
 )
 def test_a_file_that_is_no_mapping_gets_a_sentence(folder: Path, text: str, sentence: str) -> None:

@@ -14,9 +14,6 @@ from dvc.repo import Repo
 
 from tests.conftest import ROOT, run
 
-# The folder that is a registry → where params.yaml says which of its modules a stage takes.
-REGISTRIES = {"stages.models": "model", "stages.datasets.sources": "kind"}
-
 
 def declared() -> dict[str, tuple[set[str], str]]:
     """Stage → the files of stages/ that dvc.yaml declares as its deps, and its command."""
@@ -55,7 +52,7 @@ def closure(module: str, chosen: dict[str, str]) -> set[str]:
             continue
         found.add(path.relative_to(ROOT).as_posix())
         # A package may read files that lie beside its modules, such as a template.
-        if f'"{name.rpartition(".")[2]}' and 'TEMPLATE = "' in path.read_text():
+        if 'TEMPLATE = "' in path.read_text():
             found |= {p.relative_to(ROOT).as_posix() for p in path.parent.glob("*.html")}
         pending += [*imports(path), name.rpartition(".")[0]]
         if name in chosen and name != module:

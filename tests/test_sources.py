@@ -287,6 +287,84 @@ def test_a_split_that_cannot_be_made_gets_a_sentence(
     assert failure().startswith(f"params.yaml: {sentence}")
 
 
+def test_a_train_folder_without_a_test_folder_gets_a_sentence() -> None:
+    photos(Path("photos"), parts=("train", "val"))
+    pinned(test_fraction=0.5)
+    assert "which has a folder train, but train and test go together" in failure()
+
+
+@pytest.mark.parametrize("size", [[0, 5], [-3, 5], [200_000, 200_000]])
+def test_a_size_that_no_image_has_gets_a_sentence(size: list[int]) -> None:
+    photos(Path("photos"))
+    block(size=size)
+    assert failure().startswith("params.yaml: datasets.mine.size.0 is ")
+
+
+def test_pictures_of_every_usual_mode_are_read_as_they_look() -> None:
+    photos(Path("photos"), each=5)
+    folder = Path("photos/train/cat")
+    sixteen = np.full((8, 10), 40_000, np.uint16)
+    Image.fromarray(sixteen).save(folder / "0.png")
+    Image.new("RGBA", (10, 8), (10, 20, 30, 255)).save(folder / "1.png")
+    Image.new("P", (10, 8), 0).save(folder / "2.png")
+    sideways = Image.new("L", (8, 10))
+    sideways.paste(255, (0, 0, 8, 5))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise to see it upright
+    sideways.save(folder / "3.jpg", exif=exif)
+    (folder / "3.png").unlink()
+    pinned()
+    download.main("mine")
+    images = arrays.load("mine").train.images
+    assert images[0].tolist() == np.full((3, 8, 10), 40_000 // 257).tolist()
+    assert images[1, :, 0, 0].tolist() == [10, 20, 30]
+    assert (images[3, 0, :, 9].min() > 200, images[3, 0, :, 0].max() < 50) == (True, True)
+
+
+def test_pictures_without_a_known_range_and_links_to_nothing_are_named() -> None:
+    photos(Path("photos"))
+    Image.fromarray(np.zeros((8, 10), np.float32)).save("photos/train/cat/float.tiff")
+    Path("photos/train/dog/gone.png").symlink_to("nowhere.png")
+    block()
+    message = failure()
+    assert "sha256 is missing" in message
+    block(sha256=message.rpartition("sha256: ")[2])
+    message = failure()
+    assert "train/cat/float.tiff: its pixels are floats of unknown range" in message
+    assert "train/dog/gone.png: " in message
+
+
+def test_a_zip_with_a_password_gets_a_sentence() -> None:
+    with zipfile.ZipFile("secret.zip", "w") as zipped:
+        zipped.writestr("photos/a.png", b"content")
+    content = bytearray(Path("secret.zip").read_bytes())
+    content[6] |= 1  # the flag of encryption, in the member's header and in the directory's
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    Path("secret.zip").write_bytes(content)
+    block(path="secret.zip", sha256=hashlib.sha256(content).hexdigest())
+    assert failure().startswith("secret.zip can't be unpacked: ")
+
+
+def test_a_tar_with_a_device_is_not_opened() -> None:
+    with tarfile.open("odd.tar.gz", "w:gz") as tar:
+        member = tarfile.TarInfo("photos/pipe")
+        member.type = tarfile.FIFOTYPE
+        tar.addfile(member)
+    block(path="odd.tar.gz", sha256=hashlib.sha256(Path("odd.tar.gz").read_bytes()).hexdigest())
+    assert "member 'photos/pipe' is neither file nor folder; not opened" in failure()
+
+
+def test_the_shadow_files_of_macos_are_left_out() -> None:
+    photos(Path("photos"))
+    picture(Path("__MACOSX/photos/train/cat/._0.png"), 1)
+    with zipfile.ZipFile("photos.zip", "w") as zipped:
+        for path in (*Path("photos").rglob("*.png"), *Path("__MACOSX").rglob("*.png")):
+            zipped.write(path)
+    block(path="photos.zip", sha256=hashlib.sha256(Path("photos.zip").read_bytes()).hexdigest())
+    download.main("mine")
+    assert arrays.load("mine").classes == ["cat", "dog"]
+
+
 def test_train_and_test_must_have_the_same_classes() -> None:
     photos(Path("photos"))
     picture(Path("photos/test/bird/0.png"), 3)

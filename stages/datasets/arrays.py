@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.program.files import write_json
+from stages.program.options import UserError
 
 ROOT = Path("data/raw")
 
@@ -65,12 +66,16 @@ def load(name: str) -> Dataset:
 
     Raises:
         FileNotFoundError: the dataset has not been downloaded.
+        UserError: its files are damaged.
     """
     folder = ROOT / name
 
     def split(part: str) -> Split:
-        images: Any = np.load(folder / f"{part}_images.npy", mmap_mode="r", allow_pickle=False)
-        return Split(images, np.load(folder / f"{part}_labels.npy", allow_pickle=False))
+        try:
+            images: Any = np.load(folder / f"{part}_images.npy", mmap_mode="r", allow_pickle=False)
+            return Split(images, np.load(folder / f"{part}_labels.npy", allow_pickle=False))
+        except (ValueError, EOFError) as error:
+            raise UserError(f"the arrays in {folder} are damaged; run download again: {error}") from None
 
     classes = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
     return Dataset(split("train"), split("test"), classes)

@@ -12,6 +12,7 @@ LABDAG_DOWNLOAD_SECONDS
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -78,7 +79,7 @@ def _mirrored(name: str) -> list[str]:
 def _try(archive: Archive, url: str, target: Path) -> None:
     """Fetch one file from one address; `target` exists afterwards only if its checksum fits."""
     part = target.with_name(f".{target.name}.part")
-    remote = urlsplit(url).scheme in ("http", "https")
+    remote = url.startswith(("http://", "https://"))
     digest = hashlib.new(archive.algorithm, usedforsecurity=False)
     size = 0
     try:
@@ -124,13 +125,17 @@ def _http_chunks(name: str, url: str) -> Iterator[bytes]:
         raise _TransientError(f"no answer for {min(limit, STALL_SECONDS):g} s") from None
     except (httpx.TransportError, httpx.TooManyRedirects) as error:
         raise _TransientError(str(error) or type(error).__name__) from None
-    except httpx.InvalidURL as error:
-        raise _FailedError(f"not a URL: {error}") from None
+    except _FailedError:
+        raise
+    except Exception as error:  # an address that is none, a proxy or certificate setting that is wrong
+        raise _FailedError(f"{error or type(error).__name__}") from None
 
 
 def _file_chunks(url: str) -> Iterator[bytes]:
-    path = Path(unquote(urlsplit(url).path)) if url.startswith("file:") else Path(url).expanduser()
+    if "://" in url and not url.startswith("file://"):
+        raise _FailedError("only http, https and file addresses are known")
     try:
+        path = Path(unquote(urlsplit(url).path)) if url.startswith("file:") else Path(url).expanduser()
         with path.open("rb") as file:
             while chunk := file.read(CHUNK):
                 yield chunk
@@ -138,6 +143,8 @@ def _file_chunks(url: str) -> Iterator[bytes]:
         raise _FailedError("there is no such file") from None
     except OSError as error:
         raise _FailedError(f"can't be read: {error.strerror}") from None
+    except (RuntimeError, ValueError) as error:  # no such user after ~, a character that no path can have
+        raise _FailedError(str(error)) from None
 
 
 def _seconds() -> float:
@@ -146,6 +153,6 @@ def _seconds() -> float:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if seconds <= 0:
+    if not (0 < seconds < math.inf):
         raise UserError(f"LABDAG_DOWNLOAD_SECONDS is {text!r}, but should be a positive number of seconds.")
     return seconds

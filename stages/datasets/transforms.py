@@ -45,11 +45,17 @@ def normalization(transform: Transform, statistics: Statistics) -> tuple[list[fl
     """Mean and std of each channel that `transform` asks for.
 
     Raises:
-        OptionError: the values given are not one a channel.
+        OptionError: the values given are not one a channel, or the dataset's own std is 0.
     """
     options = transform.normalize
     channels = len(statistics.mean)
     if options.by == "dataset":
+        if 0 in statistics.std:
+            raise OptionError(
+                "transform.normalize.by",
+                f"is 'dataset', but channel {statistics.std.index(0)} is the same in every pixel of the training "
+                "images, so there is no std to divide by; give values.",
+            )
         return statistics.mean, statistics.std
     for key, values in (("mean", options.mean), ("std", options.std)):
         if len(values) != channels:

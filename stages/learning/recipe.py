@@ -99,6 +99,8 @@ def choose_device(compute: Compute) -> torch.device:
     if choice == "cuda" and not there:
         raise UserError("LABDAG_DEVICE is 'cuda', but torch finds no usable GPU; set it to auto or cpu.")
     torch.set_num_threads(compute.threads)
+    # fp32 means fp32: on a GPU torch's default is to let convolutions round to TF32.
+    torch.backends.cudnn.allow_tf32 = False
     if choice == "cpu" or not there:
         return torch.device("cpu")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from stages.program.files import write_bytes
+from stages.program.options import UserError
 
 
 def save(state: Mapping[str, Tensor], path: Path) -> None:
@@ -22,6 +24,12 @@ def load(model: nn.Module, path: Path) -> None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        RuntimeError: the weights are of another model.
+        UserError: the file is damaged, or the weights are of another model.
     """
-    model.load_state_dict(safetensors.torch.load(path.read_bytes()))
+    try:
+        model.load_state_dict(safetensors.torch.load(path.read_bytes()))
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(
+            f"{path} is damaged or of another model than params.yaml describes; run the stages that come before "
+            f"(`dvc repro` does): {' '.join(str(error).split())}"
+        ) from None

@@ -11,12 +11,15 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 PARAMS_FILE = "params.yaml"
+NAME = "^[A-Za-z0-9_][A-Za-z0-9_-]*$"
 
 Section = TypeVar("Section", bound="Options")
 
+# Names become parts of paths, of DVC's stage names and of command lines.
+BlockName = Annotated[str, Field(pattern=NAME)]
 DatasetName = Annotated[str, Field(description="Name of a block of `datasets`.")]
 Seed = Annotated[
     int,
@@ -67,7 +70,7 @@ def read_params(path: Path = Path(PARAMS_FILE)) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"There is no {path} in {Path.cwd()}; run from the project's root folder.") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}.") from None
@@ -77,6 +80,8 @@ def read_params(path: Path = Path(PARAMS_FILE)) -> dict[str, Any]:
         mark = error.problem_mark
         where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
         raise UserError(f"{where}: {error.problem or 'not valid YAML'}.") from None
+    except YAMLError as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}.") from None
     if not isinstance(params, dict):
         raise UserError(f"{path} must be a mapping of keys to values, such as `labs:`.")
     return params
@@ -150,6 +155,15 @@ def _sentence(section: type[Options], fault: Any, where: str) -> str:
             return f"{key}: {unknown(path[-1], value, _quoted(context['expected']))}"
         case "value_error":
             return f"{key}: {context['error']}"
+        case "dict_type" | "model_type" | "model_attributes_type":
+            return f"{key} is {value!r}, but should be a block of keys and values."
+        case "too_short" | "too_long":
+            expected = context.get("min_length", context.get("max_length"))
+            return f"{key} is {value!r}, but should have {expected} values."
+        case "string_pattern_mismatch" if context["pattern"] == NAME:
+            return f"{key}: a name may hold letters, digits, _ and -, and may not begin with -."
+        case "string_pattern_mismatch":
+            return f"{key} is {value!r}, but should match {context['pattern']}."
         case _:
             wanted = fault["msg"].removeprefix("Input should be ")
             return f"{key} is {value!r}, but should be {wanted}."
@@ -168,6 +182,8 @@ def _locate(section: Any, loc: tuple[str | int, ...]) -> tuple[list[str], dict[s
     path: list[str] = []
     owner: dict[str, str | None] = {}
     for part in loc:
+        if part == "[key]":  # what is wrong is the key itself
+            continue
         if typing.get_origin(section) is Annotated:
             section = typing.get_args(section)[0]
         member = _union_member(section, part)

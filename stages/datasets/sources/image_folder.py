@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field
 
 from stages.datasets.arrays import Dataset, Split
@@ -35,9 +37,10 @@ class Source(Options):
     sha256: str | None = Field(
         default=None,
         pattern="^[0-9a-f]{64}$",
-        description="Checksum of the archive, or of the folder's content; left out, download says what it is.",
+        description="Checksum of the archive, or of the folder's content. Of what lies on this machine, "
+        "download says it where it is left out.",
     )
-    size: list[int] = Field(
+    size: list[Annotated[int, Field(ge=1, le=4096)]] = Field(
         min_length=2, max_length=2, description="Height and width to which every image is resized, in pixels."
     )
     color: Literal["rgb", "grey"] = Field(description="Three channels or one.")
@@ -55,7 +58,7 @@ def archives(source: Source) -> list[Archive]:
     if not _remote(source):
         return []
     if source.sha256 is None:
-        raise OptionError("sha256", "is missing: an archive from the network needs its checksum.")
+        raise OptionError("sha256", "is missing: an archive from the network needs its checksum (`sha256sum FILE`).")
     return [Archive(_file_name(source), "sha256", source.sha256, (source.path,))]
 
 
@@ -76,7 +79,10 @@ def read(source: Source, folder: Path) -> Dataset:
         with path.open("rb") as file:
             _check_digest(source, hashlib.file_digest(file, "sha256").hexdigest())
         root = _top(_extract(path, folder / "extracted"))
-    if (root / "train").is_dir() and (root / "test").is_dir():
+    parts = [name for name in ("train", "test") if (root / name).is_dir()]
+    if len(parts) == 1:
+        raise OptionError("path", f"is {source.path!r}, which has a folder {parts[0]}, but train and test go together.")
+    if parts:
         if source.test_fraction is not None:
             raise OptionError("test_fraction", "must be left out, as there are train and test folders already.")
         train, test = _files(root / "train"), _files(root / "test")
@@ -130,7 +136,7 @@ def _folder_digest(root: Path) -> str:
         if path.is_file():
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"{path.relative_to(root).as_posix()}\0{content}\n".encode())
+            digest.update(os.fsencode(path.relative_to(root)) + f"\0{content}\n".encode())
     return digest.hexdigest()
 
 
@@ -146,19 +152,27 @@ def _extract(archive: Path, target: Path) -> Path:
                 for member in zipped.namelist():
                     pure = PurePosixPath(member.replace("\\", "/"))
                     if pure.is_absolute() or ".." in pure.parts:
-                        raise UserError(
-                            f"{archive}: member {member!r} would be written outside its folder; not opened."
-                        )
+                        raise UserError(_outside(archive, member))
                 zipped.extractall(target)
         else:
             raise OptionError("path", f"is {archive.name!r}, but should be a folder, a .tar.gz, a .tgz or a .zip.")
+    except (tarfile.OutsideDestinationError, tarfile.AbsolutePathError, tarfile.LinkOutsideDestinationError) as error:
+        raise UserError(_outside(archive, error.tarinfo.name)) from None
     except tarfile.FilterError as error:
-        raise UserError(
-            f"{archive}: member {error.tarinfo.name!r} would be written outside its folder; not opened."
-        ) from None
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{archive}: member {error.tarinfo.name!r} is neither file nor folder; not opened.") from None
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, LookupError) as error:
         raise UserError(f"{archive} is no readable archive: {error}.") from None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise UserError(f"{archive} can't be unpacked: a member's name is too long.") from None
+    except (RuntimeError, NotImplementedError) as error:  # what zipfile says of passwords and odd compressions
+        raise UserError(f"{archive} can't be unpacked: {error}.") from None
     return target
+
+
+def _outside(archive: Path, member: str) -> str:
+    return f"{archive}: member {member!r} would be written outside its folder; not opened."
 
 
 def _top(root: Path) -> Path:
@@ -168,13 +182,16 @@ def _top(root: Path) -> Path:
 
 
 def _visible(paths: Iterable[Path], root: Path) -> list[Path]:
-    return [p for p in paths if not any(part.startswith(".") for part in p.relative_to(root).parts)]
+    """Leave out hidden files, and the shadow folder that macOS puts into its zips."""
+    return [p for p in paths if not any(part.startswith((".", "__MACOSX")) for part in p.relative_to(root).parts)]
 
 
 def _files(root: Path) -> dict[str, list[Path]]:
     """Class name → its files, both sorted; hidden files are none of ours."""
     folders = sorted(folder for folder in _visible(root.iterdir(), root) if folder.is_dir())
-    files = {folder.name: sorted(p for p in _visible(folder.rglob("*"), folder) if p.is_file()) for folder in folders}
+    files = {
+        folder.name: sorted(p for p in _visible(folder.rglob("*"), folder) if not p.is_dir()) for folder in folders
+    }
     return {name: paths for name, paths in files.items() if paths}
 
 
@@ -201,19 +218,13 @@ def _decode(files: dict[str, list[Path]], root: Path, source: Source, unreadable
     def decode(path: Path) -> NDArray[np.uint8] | str:
         try:
             with Image.open(path) as image:
-                resized = image.convert(mode)
+                resized = _eight_bit(ImageOps.exif_transpose(image)).convert(mode)
                 if resized.size != (width, height):
                     resized = resized.resize((width, height), Image.Resampling.BILINEAR)
                 return np.asarray(resized).reshape(height, width, -1).transpose(2, 0, 1)
-        except (
-            UnidentifiedImageError,
-            OSError,
-            ValueError,
-            SyntaxError,
-            Image.DecompressionBombError,
-        ) as error:
+        except Exception as error:  # decoders of damaged files raise whatever they come upon
             reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
-            return f"  {path.relative_to(root)}: {reason}"
+            return f"  {path.relative_to(root)}: {reason or type(error).__name__}"
 
     paths = [path for paths in files.values() for path in paths]
     images = np.empty((len(paths), len(Image.new(mode, (1, 1)).getbands()), height, width), np.uint8)
@@ -225,3 +236,16 @@ def _decode(files: dict[str, list[Path]], root: Path, source: Source, unreadable
                 images[index] = image
     labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(p) for p in files.values()])
     return Split(images, labels)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey levels to 8 bits, which Pillow would cut off instead.
+
+    Raises:
+        ValueError: the image's numbers have no known range.
+    """
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are {'floats' if image.mode == 'F' else '32-bit numbers'} of unknown range")
+    return image
