@@ -101,6 +101,7 @@ def run(
         signal.signal(number, signal.default_int_handler)
     failure = None
     try:
+        _start_temporary_server()
         done = reproduce(targets=targets, jobs=jobs, force=force, root=str(root))
     except StageFailedError as error:
         done, failure = error.reproduction, error
@@ -128,6 +129,27 @@ def run(
     print(f"{summary.counts(done.outcomes.values())}")
     if failure is not None:
         _fail(str(failure))
+
+
+def _start_temporary_server() -> None:
+    """Where no server is named, start Prefect's temporary one, out of reach of the terminal's Ctrl-C.
+
+    The terminal sends Ctrl-C to all processes in its foreground. The server has to outlive it by a moment, or
+    else the run, which tells the server of its end, tries in vain for minutes.
+    """
+    from prefect.settings import get_current_settings
+
+    settings = get_current_settings()
+    if settings.api.url or not settings.server.ephemeral.enabled:
+        return
+    from prefect.server.api.server import SubprocessASGIServer
+
+    # A process inherits what its parent has blocked. Ctrl-C meanwhile is not lost, only late.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        SubprocessASGIServer().start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @app.command("list")
@@ -161,7 +183,9 @@ def _state(reasons: Sequence[tuple[Any, str | None]]) -> str:
         return "fresh"
     if reasons[-1][1] == NEVER_RUN:
         return NEVER_RUN
-    return f"stale: {changed[0][0]}: {changed[0][1]}"
+    name, reason = changed[0]
+    first, *more = reason.split("; ")
+    return f"stale: {name}: {first}" + (f" and {len(more)} more" if more else "")
 
 
 def _project() -> Path:

@@ -56,7 +56,10 @@ def find_root(start: Path) -> Path:
     for folder in (start, *start.parents):
         if (folder / ".dvc").is_dir():
             return folder
-    raise GraphError(f"There is no DVC repository in {start} or above; make one with `git init && dvc init`.")
+    raise GraphError(
+        f"There is no DVC repository in {start} or above; go to the project's folder, or make this one a "
+        "repository with `git init && dvc init`."
+    )
 
 
 def load(root: Path) -> dict[str, Stage]:

@@ -17,7 +17,7 @@ from stages.learning.images import Images
 from stages.learning.recipe import Compute, Recipe, choose_device
 from stages.models import build_model, model_options
 from stages.program.command import command
-from stages.program.options import DatasetName, OptionError, Options, Seed, blame, read_section
+from stages.program.options import PARAMS_FILE, DatasetName, Options, Seed, UserError, blame, read_section
 
 
 class Section(Options):
@@ -39,8 +39,8 @@ def main(lab: str) -> None:
     device = choose_device(section.compute)
 
     dataset = arrays.load(section.dataset)
+    _check_fit(section, options, dataset, where)
     with blame(where):
-        _check_fit(options, section.dataset, dataset)
         model = build_model(options)
         weights.load(model, results / "init.safetensors")
         model.to(device)
@@ -57,12 +57,18 @@ def main(lab: str) -> None:
     )
 
 
-def _check_fit(options: Any, name: str, dataset: arrays.Dataset) -> None:
-    shape, classes = list(dataset.shape), len(dataset.classes)
+def _check_fit(section: Section, options: Any, dataset: arrays.Dataset, where: str) -> None:
+    """Hold the lab's options against its dataset; a line for each that does not fit."""
+    shape, classes, images = list(dataset.shape), len(dataset.classes), len(dataset.train)
+    faults = []
     if options.input_shape != shape:
-        raise OptionError("model.input_shape", f"is {options.input_shape}, but the images of {name} are {shape}.")
+        faults.append(f"model.input_shape is {options.input_shape}, but the images of {section.dataset} are {shape}.")
     if options.classes != classes:
-        raise OptionError("model.classes", f"is {options.classes}, but {name} has {classes} classes.")
+        faults.append(f"model.classes is {options.classes}, but {section.dataset} has {classes} classes.")
+    if section.train.batch_size > images:
+        faults.append(f"train.batch_size is {section.train.batch_size}, but there are only {images} training images.")
+    if faults:
+        raise UserError("\n".join(f"{PARAMS_FILE}: {where}.{fault}" for fault in faults))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,10 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 MIRRORS = os.environ.get("LABDAG_MIRRORS")  # where true archives are at hand, some tests take them
+SHIPPED = {
+    "datasets": ("digits", "mnist", "fashion_mnist", "cifar10"),
+    "labs": ("lenet_digits", "lenet_mnist"),
+}
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -58,10 +62,21 @@ def copy_project(folder: Path) -> Path:
         if (ROOT / name).is_file() and name != "dvc.lock":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
+    _keep_shipped_blocks(folder / "params.yaml")
     run("git", "init", "--quiet", cwd=folder)
     run("git", "add", "--all", cwd=folder)
     run("git", "commit", "--quiet", "--message", "Start", cwd=folder)
     return folder
+
+
+def _keep_shipped_blocks(path: Path) -> None:
+    """Take out the labs and datasets that the user of this checkout has added."""
+    yaml = YAML()
+    params = yaml.load(path)
+    for group, shipped in SHIPPED.items():
+        for name in [name for name in params[group] if name not in shipped]:
+            del params[group][name]
+            yaml.dump(params, path)
 
 
 @pytest.fixture

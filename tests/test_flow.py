@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import re
 import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +259,32 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_ctrl_c_at_a_terminal_ends_a_run_that_has_a_temporary_server(toy: Callable[..., Path]) -> None:
+    """A terminal sends Ctrl-C to all that stands in its foreground, Prefect's temporary server included."""
+    folder = toy('stages:\n  long: {cmd: "echo $$ > pid; sleep 1000; touch out", outs: [out]}\n')
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(folder)
+        os.execvp("labdag", ["labdag", "run"])
+    try:
+        for _ in range(600):
+            if (folder / "pid").exists():
+                break
+            time.sleep(0.1)
+        os.write(terminal, b"\x03")
+        said = b""
+        with suppress(OSError):  # the terminal closes with its last process
+            while part := os.read(terminal, 4096):
+                said += part
+        _, status = os.waitpid(child, 0)
+    finally:
+        os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 130, said.decode()
+    assert b"Interrupted; the stages that were running left nothing half-written." in said
+    assert b"Traceback" not in said
+    assert not is_alive(int((folder / "pid").read_text()))
 
 
 @pytest.mark.usefixtures("server")

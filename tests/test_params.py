@@ -77,7 +77,7 @@ MISTAKES = [
         "labs.lenet_digits.train.optimizer.name: there is no optimizer 'adamm'; did you mean 'adam'? Known: adam, sgd.",
     ),
     (
-        {"labs__lenet_digits__train__epocs": 3},
+        {"labs__lenet_digits__train__epocs": 3, "labs__lenet_digits__train__epochs": None},
         "labs.lenet_digits.train.epocs: there is no key 'epocs'; did you mean 'epochs'?",
     ),
     (
@@ -139,6 +139,11 @@ def test_a_mistake_gets_a_sentence(folder: Path, changes: dict[str, Any], senten
     assert fault(folder).splitlines()[0].startswith(f"params.yaml: {sentence}")
 
 
+def test_a_misspelt_key_is_not_told_as_missing_too(folder: Path) -> None:
+    edit_params(folder, labs__lenet_digits__train__epocs=3, labs__lenet_digits__train__epochs=None)
+    assert len(fault(folder).splitlines()) == 1
+
+
 def test_a_lab_may_not_have_the_name_of_a_dataset(folder: Path) -> None:
     text = (folder / "params.yaml").read_text()
     (folder / "params.yaml").write_text(text.replace("  lenet_digits:", "  digits:"))
@@ -154,7 +159,7 @@ def test_all_mistakes_are_told_at_once(folder: Path) -> None:
     ("text", "sentence"),
     [
         ("labs: {a: 1\n", "line 2, column 1: "),
-        ("labs: 1\nlabs: 2\n", 'line 2, column 1: found duplicate key "labs"'),
+        ("labs: 1\nlabs: 2\n", 'line 2, column 1: found duplicate key "labs"; put its blocks together under one.'),
         ("- 1\n", "must be a mapping"),
         ("", "must be a mapping"),
         ("labs: \0", "params.yaml: "),

@@ -137,10 +137,10 @@ def test_params_yaml_is_checked_without_torch() -> None:
     run("python", "-c", code, cwd=ROOT)
 
 
-def test_every_lab_names_its_best_model_as_an_artifact() -> None:
+def test_the_shipped_labs_name_their_best_models_as_artifacts() -> None:
     repo = Repo(str(ROOT))
     (artifacts,) = repo.artifacts.read().values()
     labs = {stage.partition("@")[2] for stage in declared() if stage.startswith("train@")}
-    assert {name: artifact.path for name, artifact in artifacts.items()} == {
-        lab: f"results/{lab}/best.safetensors" for lab in labs
-    }
+    assert {"lenet_digits", "lenet_mnist"} <= artifacts.keys() <= labs
+    for lab, artifact in artifacts.items():
+        assert artifact.path == f"results/{lab}/best.safetensors"

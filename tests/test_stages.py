@@ -172,7 +172,7 @@ def test_a_stage_whose_inputs_are_missing_says_what_to_do(project: Path) -> None
         ),
         (
             {"labs__lenet_digits__train__batch_size": 5000},
-            "labs.lenet_digits.train.batch_size is 5000, but there are only 1347 images to train on.",
+            "labs.lenet_digits.train.batch_size is 5000, but there are only 1347 training images.",
         ),
     ],
 )

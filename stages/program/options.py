@@ -79,7 +79,9 @@ def read_params(path: Path = Path(PARAMS_FILE)) -> dict[str, Any]:
     except MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
-        raise UserError(f"{where}: {error.problem or 'not valid YAML'}.") from None
+        problem = (error.problem or "not valid YAML").partition(" with value ")[0]
+        hint = "; put its blocks together under one" if "duplicate key" in problem else ""
+        raise UserError(f"{where}: {problem}{hint}.") from None
     except YAMLError as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}.") from None
     if not isinstance(params, dict):
@@ -122,8 +124,8 @@ def check(section: type[Section], values: Any, where: str = "") -> Section:
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        faults = [f"{PARAMS_FILE}: {_sentence(section, fault, where)}" for fault in error.errors()]
-        raise UserError("\n".join(faults)) from None
+        faults = _without_consequences(error.errors())
+        raise UserError("\n".join(f"{PARAMS_FILE}: {_sentence(section, fault, where)}" for fault in faults)) from None
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
@@ -133,6 +135,21 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     hint = f"; did you mean '{near[0]}'?" if near else "."
     listed = f" Known: {', '.join(names)}." if names else ""
     return f"there is no {what} '{name}'{hint}{listed}"
+
+
+def _without_consequences(faults: Iterable[Any]) -> list[Any]:
+    """Leave out that a key is missing where one beside it is that key, misspelt."""
+    faults = list(faults)
+    misspelt = [fault["loc"] for fault in faults if fault["type"] == "extra_forbidden"]
+    return [
+        fault
+        for fault in faults
+        if fault["type"] != "missing"
+        or not any(
+            loc[:-1] == fault["loc"][:-1] and difflib.get_close_matches(str(loc[-1]), [fault["loc"][-1]])
+            for loc in misspelt
+        )
+    ]
 
 
 def _sentence(section: type[Options], fault: Any, where: str) -> str:

@@ -120,7 +120,7 @@ def _check_digest(source: Source, found: str) -> None:
     if source.sha256 is None:
         raise OptionError(
             "sha256",
-            f"is missing; it pins the images, so that a change in them is noticed. Add: sha256: {found}",
+            f"is missing; it pins the images, so that no run takes others for them. Add: sha256: {found}",
         )
     if source.sha256 != found:
         raise OptionError(
