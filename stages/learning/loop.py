@@ -125,7 +125,7 @@ class _Progress:
 
     def __init__(self, epoch: int, epochs: int, batches: int) -> None:
         self._title, self._batches = f"epoch {epoch}/{epochs}", batches
-        self._bar = tqdm(total=batches, desc=self._title, unit="batch", leave=False, disable=None)
+        self._bar = tqdm(total=batches, desc=self._title, unit="batch", leave=False, disable=None, mininterval=0)
 
     def __enter__(self) -> Self:
         return self
