@@ -26,7 +26,7 @@ format: .venv/installed  ## Format the code and mend what ruff can mend
 
 lock: .venv/installed  ## Resolve pyproject.toml anew and pin every package of the tree in constraints.txt
 	@$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --strip-extras \
-	    --no-emit-index-url --no-emit-find-links --no-annotate --no-config --upgrade --quiet \
+	    --no-annotate --no-config --upgrade --quiet \
 	    --custom-compile-command 'make lock' --output-file constraints.txt
 
 schema: .venv/installed  ## Write params.schema.json anew, after a change of the options that the code declares
