@@ -106,18 +106,10 @@ def run(
     except StageFailedError as error:
         done, failure = error.reproduction, error
     except RuntimeError as error:
-        url = os.environ.get("PREFECT_API_URL")
-        if "ephemeral Prefect API server" in str(error):
-            raise MistakeError(
-                "Prefect's temporary server did not start in time; try again, allow it longer "
-                "(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS), or start one (`prefect server start`)."
-            ) from None
-        if "Failed to reach API" not in str(error):
+        sentence = _about_the_server(error)
+        if sentence is None:
             raise
-        raise MistakeError(
-            f"No Prefect server answers at {url}. Start one (`prefect server start`), or unset PREFECT_API_URL "
-            "to run without."
-        ) from None
+        raise MistakeError(sentence) from None
     except KeyboardInterrupt:
         print("Interrupted; the stages that were running left nothing half-written.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
@@ -150,6 +142,24 @@ def _start_temporary_server() -> None:
         SubprocessASGIServer().start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _about_the_server(error: RuntimeError) -> str | None:
+    """What a user can do about an error, if it says that Prefect's server is out of reach."""
+    from prefect.settings import get_current_settings
+
+    if "ephemeral Prefect API server" in str(error):
+        return (
+            "Prefect's temporary server did not start in time; try again, allow it longer "
+            "(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS), or start one (`prefect server start`)."
+        )
+    if "Failed to reach API" in str(error):
+        url = get_current_settings().api.url
+        return (
+            f"No Prefect server answers at {url}. Start one (`prefect server start`), or unset PREFECT_API_URL "
+            "to run without."
+        )
+    return None
 
 
 @app.command("list")

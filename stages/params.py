@@ -91,7 +91,8 @@ def load(path: Path = Path(PARAMS_FILE)) -> Params:
     ]
     faults += [
         f"{PARAMS_FILE}: labs.{name}: a dataset has this name already; a lab needs one of its own."
-        for name in params.labs.keys() & params.datasets.keys()
+        for name in params.labs
+        if name in params.datasets
     ]
     if faults:
         raise UserError("\n".join(faults))

@@ -59,14 +59,15 @@ def main(lab: str) -> None:
 
 def _check_fit(section: Section, options: Any, dataset: arrays.Dataset, where: str) -> None:
     """Hold the lab's options against its dataset; a line for each that does not fit."""
-    shape, classes, images = list(dataset.shape), len(dataset.classes), len(dataset.train)
+    shape, classes = list(dataset.shape), len(dataset.classes)
+    images = len(dataset.train) - section.train.held_out(len(dataset.train))
     faults = []
     if options.input_shape != shape:
         faults.append(f"model.input_shape is {options.input_shape}, but the images of {section.dataset} are {shape}.")
     if options.classes != classes:
         faults.append(f"model.classes is {options.classes}, but {section.dataset} has {classes} classes.")
-    if section.train.batch_size > images:
-        faults.append(f"train.batch_size is {section.train.batch_size}, but there are only {images} training images.")
+    if (batch := section.train.batch_size) > images:
+        faults.append(f"train.batch_size is {batch}, but there are only {images} images to train on.")
     if faults:
         raise UserError("\n".join(f"{PARAMS_FILE}: {where}.{fault}" for fault in faults))
 

@@ -201,10 +201,10 @@ def test_history_is_read_as_it_was_written(validation: tuple[float, ...], tmp_pa
     assert header.startswith("epoch,train_loss,train_accuracy,test_loss,test_accuracy")
 
 
-def test_a_batch_larger_than_the_training_set_gets_a_sentence() -> None:
-    with pytest.raises(OptionError, match="is 101, but there are only 100 images to train on") as caught:
-        loop.train(lenet(), images(100), images(50), recipe(batch_size=101), COMPUTE, seed=1)
-    assert caught.value.key == "train.batch_size"
+def test_images_are_held_out_only_to_validate() -> None:
+    assert recipe(select_on="test", validation_fraction=0.25).held_out(200) == 0
+    assert recipe(select_on="validation", validation_fraction=0.25).held_out(200) == 50
+    assert recipe(select_on="validation", validation_fraction=0.001).held_out(200) == 1
 
 
 def test_a_loss_that_is_no_number_gets_a_sentence() -> None:

@@ -172,7 +172,11 @@ def test_a_stage_whose_inputs_are_missing_says_what_to_do(project: Path) -> None
         ),
         (
             {"labs__lenet_digits__train__batch_size": 5000},
-            "labs.lenet_digits.train.batch_size is 5000, but there are only 1347 training images.",
+            "labs.lenet_digits.train.batch_size is 5000, but there are only 1347 images to train on.",
+        ),
+        (
+            {"labs__lenet_digits__train__batch_size": 1300, "labs__lenet_digits__train__select_on": "validation"},
+            "labs.lenet_digits.train.batch_size is 1300, but there are only 1212 images to train on.",
         ),
     ],
 )

@@ -36,19 +36,13 @@ def train(
         The state dict of the best epoch, and the history of all epochs.
 
     Raises:
-        OptionError: the batch is larger than the training set, or the loss is no longer a finite number.
+        OptionError: the loss is no longer a finite number.
     """
     random = torch.Generator().manual_seed(seed)
     validation = None
-    if recipe.select_on == "validation":
+    if held_out := recipe.held_out(len(training)):
         order = torch.randperm(len(training), generator=random)
-        held_out = max(1, round(len(training) * recipe.validation_fraction))
         training, validation = training.part(order[held_out:]), training.part(order[:held_out])
-    if recipe.batch_size > len(training):
-        raise OptionError(
-            "train.batch_size",
-            f"is {recipe.batch_size}, but there are only {len(training)} images to train on.",
-        )
 
     # channels_last needs weights and inputs alike; see Images for what it gains.
     model.to(memory_format=torch.channels_last)

@@ -66,6 +66,10 @@ class Recipe(Options):
         description="Part of the training images held out where select_on is validation.",
     )
 
+    def held_out(self, images: int) -> int:
+        """How many of `images` training images are not trained on, but kept to pick the best epoch by."""
+        return max(1, round(images * self.validation_fraction)) if self.select_on == "validation" else 0
+
 
 def make_optimizer(options: Adam | SGD, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer that the recipe names, over `parameters`.
