@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format lock schema clean
+.PHONY: help run test lint format lock schema dag clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
@@ -30,7 +30,10 @@ lock: .venv/installed  ## Resolve pyproject.toml anew and pin every package of t
 	    --custom-compile-command 'make lock' --output-file constraints.txt
 
 schema: .venv/installed  ## Write params.schema.json anew, after a change of the options that the code declares
-	@$(BIN)/python -m stages.params > params.schema.json.part && mv params.schema.json.part params.schema.json
+	@$(BIN)/python -m stages.params schema > params.schema.json.part && mv params.schema.json.part params.schema.json
+
+dag: .venv/installed  ## Write the comparisons of params.yaml into dvc.yaml, after a change of their labs
+	@$(BIN)/python -m stages.params dag > dvc.yaml.part && mv dvc.yaml.part dvc.yaml
 
 clean:  ## Remove .venv and the caches of tools; data, results and DVC's cache stay
 	rm -rf .venv build ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dvc_plots

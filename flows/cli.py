@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from stages.params import Params
+
 INTERRUPTED = 130
 LONG = ("report", "state")  # columns that may be broken where a terminal is narrow
 
@@ -75,7 +77,7 @@ def run(
         list[str] | None,
         typer.Argument(
             metavar="[LAB]...",
-            help="Labs, DVC stages, or globs over them ('train@*'); with all upstream. None means everything.",
+            help="Labs, comparisons, DVC stages, or globs over them ('train@*'); with all upstream. None means all.",
             show_default=False,
         ),
     ] = None,
@@ -86,11 +88,15 @@ def run(
 ) -> None:
     """Bring labs up to date: run exactly the stages that changes affect, independent ones at once."""
     root = _project()
-    labs = _check_params(root)
+    params = _check_params(root)
     from flows import graph, summary
 
-    if not targets and labs is not None:
-        targets = list(labs)  # not the datasets that no lab uses
+    if not targets and params is not None:
+        targets = [*params.labs, *params.compare]  # not the datasets that no lab uses
+    elif targets and params is not None:
+        # A comparison reads its labs' figures, but whoever asks for it wants to open their reports too.
+        groups = [params.compare[target].labs for target in targets if target in params.compare]
+        targets = list(dict.fromkeys([*targets, *(lab for labs in groups for lab in labs)]))
     # Told before Prefect starts its server: a typo should not cost ten seconds.
     graph.select(graph.load(root), targets or [])
 
@@ -166,22 +172,79 @@ def _about_the_server(error: RuntimeError) -> str | None:
 def list_() -> None:
     """Show every lab with its dataset, model, results, and whether they are fresh, stale or never made."""
     root = _project()
-    blocks = _check_params(root)
+    params = _check_params(root)
     from flows import graph, summary
 
     stages = graph.load(root)
     stale = graph.stale(root, stages)
-    labs = graph.sinks(stages) if blocks is None else {key: graph.select(stages, [key]) for key in blocks}
+    labs = graph.results(stages) if params is None else {key: graph.select(stages, [key]) for key in params.labs}
     rows = [
         {
             "lab": key,
-            **_described(blocks.get(key) if blocks else None),
+            **_described(params.labs.get(key) if params else None),
             **summary.figures(root, members.values()),
             "state": _state([(stage, stale[stage.name]) for stage in members.values()]),
         }
         for key, members in labs.items()
     ]
     _print(_table(rows))
+
+
+@app.command()
+def check(
+    labs: Annotated[
+        list[str] | None, typer.Argument(metavar="[LAB]...", help="Labs. None means all that have been run.")
+    ] = None,
+) -> None:
+    """Say whether labs reached what their blocks of params.yaml expect; exit with 1 where one did not."""
+    root = _project()
+    params = _check_params(root)
+    if params is None:
+        raise MistakeError(f"{root} is no project of labs: nothing in it says what is expected.")
+    from flows import graph, summary
+    from stages.params import judge
+
+    stages = graph.load(root)
+    for lab in labs or ():
+        graph.select(stages, [lab])
+        if lab not in params.labs:
+            raise MistakeError(f"'{lab}' is no lab; `labdag list` shows the labs.")
+    stale = graph.stale(root, stages)
+    missed = False
+    for lab in labs or params.labs:
+        members = graph.select(stages, [lab])
+        accuracy = summary.metrics(root, members.values()).get("accuracy")
+        if accuracy is None:
+            if labs:
+                missed = True
+                print(f"{lab}: not run yet; `labdag run {lab}` does")
+            continue
+        verdict = judge(params.labs[lab].expect, accuracy)
+        missed |= verdict.agrees is False
+        state = _state([(stage, stale[stage.name]) for stage in members.values()])
+        print(f"{lab}: {verdict.sentence}" + ("" if state == "fresh" else f" ({state})"))
+    if missed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def course() -> None:
+    """Make one page of all labs and comparisons that have been run: results/course.html."""
+    root = _project()
+    params = _check_params(root)
+    if params is None:
+        raise MistakeError(f"{root} is no project of labs: there is no course to show.")
+    import subprocess
+
+    from flows import graph
+
+    stages = graph.load(root)
+    reasons = graph.stale(root, stages)
+    keys = dict.fromkeys(
+        key for key in (*params.labs, *params.compare) if any(reasons[name] for name in graph.select(stages, [key]))
+    )
+    # Another process: flows/ does not import stages/.
+    raise typer.Exit(subprocess.run([sys.executable, "-m", "stages.show.course", "--stale", *keys]).returncode)
 
 
 def _state(reasons: Sequence[tuple[Any, str | None]]) -> str:
@@ -207,17 +270,21 @@ def _project() -> Path:
     return root
 
 
-def _check_params(root: Path) -> dict[str, Any] | None:
-    """Validate labdag's own params.yaml, and return its labs; none in another project."""
+def _check_params(root: Path) -> Params | None:
+    """Validate and return labdag's own params.yaml; none in another project."""
     if not (root / "stages" / "params.py").is_file():
         return None
     sys.path.insert(0, str(root))
     from stages import params
 
     try:
-        return dict(params.load().labs)
+        loaded = params.load()
     except params.UserError as error:
         raise MistakeError(str(error)) from None
+    text = (root / "dvc.yaml").read_text(encoding="utf-8")
+    if params.dag(text, loaded.compare) != text:
+        raise MistakeError("dvc.yaml does not have the comparisons that params.yaml has; run `make dag`.")
+    return loaded
 
 
 def _described(lab: Any) -> dict[str, str]:

@@ -124,16 +124,30 @@ def select(stages: dict[str, Stage], targets: Sequence[str]) -> dict[str, Stage]
     return {name: stage for name, stage in stages.items() if name in chosen}
 
 
-def sinks(stages: dict[str, Stage]) -> dict[str, dict[str, Stage]]:
-    """The keys that no other key depends on, each with all the stages that lead to it."""
-    read_by_others = {
+def results(stages: dict[str, Stage]) -> dict[str, dict[str, Stage]]:
+    """The keys that stand for a result, each with its stages and those that lead to it, up to other results.
+
+    They are those whose stages name a report or figures in their `meta:`; where there are none, those that no
+    other key depends on.
+    """
+    shown = dict.fromkeys(s.key for s in stages.values() if s.meta.keys() & {"report", "summary"})
+    keys = shown or dict.fromkeys(s.key for s in stages.values() if s.key not in _read_by_others(stages))
+    found = {key: {stage.name for stage in stages.values() if stage.key == key} for key in keys}
+    for members in found.values():
+        for stage in reversed(stages.values()):
+            if stage.name in members:
+                members |= {up for up in stage.upstream if up in stages and stages[up].key not in keys}
+    return {key: {name: stages[name] for name in stages if name in members} for key, members in found.items()}
+
+
+def _read_by_others(stages: dict[str, Stage]) -> set[str]:
+    """Keys that another key depends on."""
+    return {
         stages[upstream].key
         for stage in stages.values()
         for upstream in stage.upstream
         if upstream in stages and stages[upstream].key != stage.key
     }
-    keys = dict.fromkeys(stage.key for stage in stages.values() if stage.key not in read_by_others)
-    return {key: select(stages, [s.name for s in stages.values() if s.key == key]) for key in keys}
 
 
 def _names(stage: Stage, target: str) -> bool:

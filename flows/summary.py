@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.execute import Ending, Outcome
-from flows.graph import Stage, sinks
+from flows.graph import Stage, results
 
 MISSING = "-"
 BAD = (Ending.FAILED, Ending.SKIPPED)
@@ -25,12 +25,19 @@ def figures(root: Path, stages: Iterable[Stage], without: Container[str] = ()) -
     found: dict[str, str] = {}
     for stage in stages:
         wanted = stage.meta.get("summary", {})
-        values: dict[str, Any] = {}
-        for path in stage.metrics if wanted and stage.name not in without else ():
-            values |= _read(root / path)
+        values = metrics(root, [stage]) if wanted and stage.name not in without else {}
         for name, style in wanted.items():
             found[name] = format(values[name], style) if name in values else MISSING
     return found
+
+
+def metrics(root: Path, stages: Iterable[Stage]) -> dict[str, Any]:
+    """What stands at the top of some stages' metrics files; of a name that stands there twice, the last."""
+    values: dict[str, Any] = {}
+    for stage in stages:
+        for path in stage.metrics:
+            values |= _read(root / path)
+    return values
 
 
 def report(stages: Iterable[Stage]) -> str:
@@ -39,9 +46,9 @@ def report(stages: Iterable[Stage]) -> str:
 
 
 def rows(root: Path, stages: dict[str, Stage], outcomes: Mapping[str, Outcome]) -> list[dict[str, str]]:
-    """A row for each lab (each foreach key that nothing else builds on), with what its stages did and found."""
+    """A row for each result (a lab, a comparison), with what its stages did and found."""
     table = []
-    for key, members in sinks(stages).items():
+    for key, members in results(stages).items():
         ended = [outcomes[name] for name in members if name in outcomes]
         bad = {outcome.stage: outcome for outcome in ended if outcome.ending in BAD}
         row = {

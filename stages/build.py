@@ -15,12 +15,13 @@ import torch
 import torchinfo
 
 from stages.learning import weights
-from stages.models import build_model, model_options
+from stages.models import build_model, model_options, output_shape
 from stages.program.command import command
 from stages.program.files import write_json, write_text
 from stages.program.options import Options, Seed, blame, read_section
 
 BATCH = 4
+DEPTH = 5  # levels of modules within modules that the table shows
 
 
 class Section(Options):
@@ -39,6 +40,7 @@ def main(lab: str) -> None:
     torch.manual_seed(section.seed)
     with blame(where):
         model = build_model(options)
+        output_shape(model, options.input_shape)
     layers = _describe(model, BATCH, options.input_shape)
     one = _describe(model, 1, options.input_shape)
     size = {"parameters": one.trainable_params, "mult_adds": one.total_mult_adds}
@@ -62,6 +64,7 @@ def _describe(model: torch.nn.Module, batch: int, input_shape: list[int]) -> tor
         input_size=(batch, *input_shape),
         col_names=("output_size", "num_params", "kernel_size", "mult_adds"),
         row_settings=("var_names",),
+        depth=DEPTH,
         device="cpu",
         verbose=0,
     )

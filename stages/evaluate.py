@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from stages.datasets import arrays, statistics
-from stages.datasets.transforms import Transform, normalization
+from stages.datasets.transforms import Pipeline, Transform
 from stages.learning import history, weights
 from stages.learning.classes import confusion_matrix, per_class
 from stages.learning.evaluation import Evaluation
@@ -51,10 +51,10 @@ def main(lab: str) -> None:
     dataset = arrays.load(section.dataset)
     with blame(where):
         model = build_model(options)
-        mean, std = normalization(section.transform, statistics.load(section.dataset))
+        pipeline = Pipeline(section.transform, statistics.load(section.dataset))
     weights.load(model, results / "best.safetensors")
     model.to(device).to(memory_format=torch.channels_last)
-    images = Images(dataset.test, mean, std, device)
+    images = Images(dataset.test, pipeline, device)
     logits = predict(model, images, section.evaluate.batch_size, section.compute)
     scored = score(logits, images.labels)
 

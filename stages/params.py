@@ -2,7 +2,8 @@
 
 No stage imports this module: else each new option of one lab would be a change in the code of all.
 
-    python -m stages.params            print the JSON Schema that editors complete and check params.yaml by
+    python -m stages.params schema     print the JSON Schema that editors complete and check params.yaml by
+    python -m stages.params dag        print dvc.yaml with the labs of each comparison as params.yaml has them
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import functools
 import importlib
 import json
 import operator
+import re
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +24,9 @@ from stages import models
 from stages.datasets import sources
 from stages.datasets.transforms import Transform
 from stages.learning.evaluation import Evaluation
+from stages.learning.expectation import Expectation
+from stages.learning.expectation import judge as judge  # for whoever checks a lab from outside
+from stages.learning.group import Group
 from stages.learning.recipe import Compute, Recipe
 from stages.program.options import (
     PARAMS_FILE,
@@ -43,9 +50,14 @@ def _union(package: str, names: list[str], attribute: str, discriminator: str) -
     return Annotated[functools.reduce(operator.or_, members), Field(discriminator=discriminator)]
 
 
+# What a comparison reads of each of its labs, below results/<lab>/.
+INPUTS = ("history.csv", "metrics.json", "model.json")
+
+
 class Lab(Options):
     """One lab: a model, trained on a dataset by a recipe."""
 
+    about: str = Field(description="What there is to see in this lab, in a sentence or two.")
     dataset: DatasetName
     seed: Seed
     compute: Compute = Field(description="How the arithmetic is done, as far as it changes the bits.")
@@ -54,20 +66,27 @@ class Lab(Options):
     train: Recipe = Field(description="The recipe of the training.")
     evaluate: Evaluation = Field(description="How the best weights are tested once more.")
     plot: Plot = Field(description="How pictures are drawn.")
+    expect: Expectation = Field(description="What the lab should reach, and what it costs.")
 
 
 class Params(Options):
-    """Every dataset and every lab of labdag."""
+    """Every dataset, every lab and every comparison of labdag."""
 
     datasets: dict[BlockName, Any] = Field(description="Datasets by name.")
     labs: dict[BlockName, Lab] = Field(description="Labs by name.")
+    compare: dict[BlockName, Group] = Field(default={}, description="Comparisons of labs by name.")
 
 
 def schema() -> type[Params]:
     """The schema of params.yaml, with a choice for each model family and each kind of dataset that is there."""
     model = _union(models.__name__, models.families(), "Model", "name")
     source = _union(sources.__name__, sources.kinds(), "Source", "kind")
-    lab = create_model("Lab", __base__=Lab, __doc__=Lab.__doc__, model=(model, Lab.model_fields["model"]))
+    lab = create_model(
+        "Lab",
+        __base__=Lab,
+        __doc__=Lab.__doc__,
+        model=(model, Field(description=Lab.model_fields["model"].description)),
+    )
     return create_model(
         "Params",
         __base__=Params,
@@ -94,6 +113,13 @@ def load(path: Path = Path(PARAMS_FILE)) -> Params:
         for name in params.labs
         if name in params.datasets
     ]
+    for name, group in params.compare.items():
+        where = f"{PARAMS_FILE}: compare.{name}"
+        faults += [f"{where}.labs: {unknown('lab', lab, params.labs)}" for lab in group.labs if lab not in params.labs]
+        if len(set(group.labs)) < len(group.labs):
+            faults.append(f"{where}.labs names a lab twice; once is enough.")
+        if name in params.labs or name in params.datasets:
+            faults.append(f"{where}: a lab or a dataset has this name already; a comparison needs one of its own.")
     if faults:
         raise UserError("\n".join(faults))
     return params
@@ -104,5 +130,38 @@ def json_schema() -> str:
     return json.dumps(schema().model_json_schema(), indent=2) + "\n"
 
 
+def dag(text: str, groups: Mapping[str, Group]) -> str:
+    """dvc.yaml with the labs and inputs of each comparison written in, between the marks that stand there for them.
+
+    DVC has no list of deps that is as long as a list of params, so the lists in dvc.yaml have one length: that of
+    the longest comparison, to which shorter ones are filled up with their last lab.
+
+    Args:
+        text: of dvc.yaml; without the marks it comes back as it is.
+        groups: the comparisons of params.yaml.
+    """
+    longest = max((len(group.labs) for group in groups.values()), default=0)
+    lists = {name: [*group.labs, *[group.labs[-1]] * (longest - len(group.labs))] for name, group in groups.items()}
+    comparisons = [f"{name}: [{', '.join(labs)}]" for name, labs in lists.items()]
+    inputs = [f"- results/${{item[{place}]}}/{file}" for place in range(longest) for file in INPUTS]
+    return _between("comparisons", comparisons or ["{}"], _between("inputs", inputs, text))
+
+
+def _between(mark: str, lines: list[str], text: str) -> str:
+    """Put `lines` between `# <mark>` and `# </mark>`, as far in as the marks."""
+    return re.sub(
+        rf"^( *)# <{mark}>\n.*?^ *# </{mark}>$",
+        lambda found: "\n".join(found.group(1) + line for line in (f"# <{mark}>", *lines, f"# </{mark}>")),
+        text,
+        flags=re.DOTALL | re.MULTILINE,
+    )
+
+
 if __name__ == "__main__":
-    print(json_schema(), end="")
+    match sys.argv[1:]:
+        case ["schema"]:
+            print(json_schema(), end="")
+        case ["dag"]:
+            print(dag(Path("dvc.yaml").read_text(encoding="utf-8"), load().compare), end="")
+        case _:
+            sys.exit("usage: python -m stages.params schema|dag")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.datasets import arrays, statistics
-from stages.datasets.transforms import Transform, normalization
+from stages.datasets.transforms import Pipeline, Transform
 from stages.learning import history, loop, weights
 from stages.learning.images import Images
 from stages.learning.recipe import Compute, Recipe, choose_device
@@ -44,8 +44,8 @@ def main(lab: str) -> None:
         model = build_model(options)
         weights.load(model, results / "init.safetensors")
         model.to(device)
-        mean, std = normalization(section.transform, statistics.load(section.dataset))
-        training, test = (Images(split, mean, std, device) for split in (dataset.train, dataset.test))
+        pipeline = Pipeline(section.transform, statistics.load(section.dataset))
+        training, test = (Images(split, pipeline, device) for split in (dataset.train, dataset.test))
         best_state, epochs = loop.train(model, training, test, section.train, section.compute, section.seed)
 
     weights.save(best_state, results / "best.safetensors")
@@ -59,11 +59,14 @@ def main(lab: str) -> None:
 
 def _check_fit(section: Section, options: Any, dataset: arrays.Dataset, where: str) -> None:
     """Hold the lab's options against its dataset; a line for each that does not fit."""
-    shape, classes = list(dataset.shape), len(dataset.classes)
+    shape, classes = section.transform.shape(dataset.shape), len(dataset.classes)
     images = len(dataset.train) - section.train.held_out(len(dataset.train))
     faults = []
     if options.input_shape != shape:
-        faults.append(f"model.input_shape is {options.input_shape}, but the images of {section.dataset} are {shape}.")
+        resized = " when resized" if section.transform.resize else ""
+        faults.append(
+            f"model.input_shape is {options.input_shape}, but the images of {section.dataset} are {shape}{resized}."
+        )
     if options.classes != classes:
         faults.append(f"model.classes is {options.classes}, but {section.dataset} has {classes} classes.")
     if (batch := section.train.batch_size) > images:

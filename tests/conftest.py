@@ -18,9 +18,11 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 MIRRORS = os.environ.get("LABDAG_MIRRORS")  # where true archives are at hand, some tests take them
-SHIPPED = {
+# What copies of the project keep of params.yaml: few labs are quicker, and enough.
+KEPT = {
     "datasets": ("digits", "mnist", "fashion_mnist", "cifar10"),
     "labs": ("lenet_digits", "lenet_mnist"),
+    "compare": (),
 }
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -55,28 +57,37 @@ def run(*command: str | Path, cwd: Path, check: bool = True, **env: str) -> subp
 
 
 def copy_project(folder: Path) -> Path:
-    """A copy of this project as a fresh clone would be, with uncommitted changes, as its own git repository."""
+    """A copy of this project as a fresh clone would be, with uncommitted changes, as its own git repository.
+
+    Of the labs it has a few only, and no comparison.
+    """
     listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).stdout
     for name in filter(None, listed.split("\0")):
         # What has been run in this checkout is no part of a fresh clone.
         if (ROOT / name).is_file() and name != "dvc.lock":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    _keep_shipped_blocks(folder / "params.yaml")
+    _keep_few_blocks(folder)
     run("git", "init", "--quiet", cwd=folder)
     run("git", "add", "--all", cwd=folder)
     run("git", "commit", "--quiet", "--message", "Start", cwd=folder)
     return folder
 
 
-def _keep_shipped_blocks(path: Path) -> None:
-    """Take out the labs and datasets that the user of this checkout has added."""
+def _keep_few_blocks(folder: Path) -> None:
     yaml = YAML()
-    params = yaml.load(path)
-    for group, shipped in SHIPPED.items():
-        for name in [name for name in params[group] if name not in shipped]:
+    params = yaml.load(folder / "params.yaml")
+    for group, kept in KEPT.items():
+        for name in [name for name in params[group] if name not in kept]:
             del params[group][name]
-            yaml.dump(params, path)
+    yaml.dump(params, folder / "params.yaml")
+    write_dag(folder)
+
+
+def write_dag(folder: Path) -> None:
+    """Tell dvc.yaml of the comparisons in params.yaml, as `make dag` does."""
+    text = run("python", "-m", "stages.params", "dag", cwd=folder).stdout
+    (folder / "dvc.yaml").write_text(text)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""One edit, and exactly the stages that it affects: over the real dvc.yaml, with both labs and all datasets."""
+"""One edit, and exactly the stages that it affects: over the real dvc.yaml, three labs and a comparison of two."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from dvc.repo import Repo
 
 from flows import graph
-from tests.conftest import copy_project, edit_params, run
+from tests.conftest import copy_project, edit_params, run, write_dag
 
 EVERY_LAB = ("build", "train", "evaluate", "plot")
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
@@ -25,6 +25,8 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lenet = (folder / "stages/models/lenet.py").read_text()
     (folder / "stages/models/tiny.py").write_text(lenet.replace('Literal["lenet"]', 'Literal["tiny"]'))
     add_lab(folder, "tiny_digits", model="tiny")
+    edit_params(folder, compare={"pair": {"question": "Which?", "labs": ["lenet_digits", "tiny_digits"]}})
+    write_dag(folder)
     run("git", "add", "--all", cwd=folder)
     run("git", "commit", "--quiet", "--message", "Add a lab with a model of its own", cwd=folder)
     repo = Repo(str(folder))
@@ -78,10 +80,17 @@ def order(folder: Path) -> None:
 
 
 def add_lab(folder: Path, name: str, model: str = "lenet") -> None:
-    block = re.search(r"  lenet_digits:\n(.*?)\n\n", (folder / "params.yaml").read_text(), re.DOTALL)
+    """Write a copy of lenet_digits' block below the labs."""
+    text = (folder / "params.yaml").read_text()
+    block = re.search(r"  lenet_digits:[^\n]*\n(.*?)\n\n", text, re.DOTALL)
     assert block
-    with (folder / "params.yaml").open("a") as file:
-        file.write(f"\n  {name}:\n{block.group(1).replace('name: lenet', f'name: {model}')}\n")
+    added = f"  {name}:\n{block.group(1).replace('name: lenet', f'name: {model}')}\n\n"
+    (folder / "params.yaml").write_text(text.replace("labs:\n", f"labs:\n{added}", 1))
+
+
+def compared_anew(folder: Path) -> None:
+    edit_params(folder, compare__pair__labs=["tiny_digits", "lenet_mnist", "lenet_digits"])
+    write_dag(folder)
 
 
 def mirror(_folder: Path) -> None:
@@ -103,6 +112,7 @@ def each(keys: tuple[str, ...], *groups: str) -> set[str]:
 
 LENETS = ("lenet_digits", "lenet_mnist")
 ON_DIGITS = ("lenet_digits", "tiny_digits")
+PAIR = {"compare@pair"}
 
 # An edit → the stages that no longer stand as recorded, so must rerun → those that must, too, once these have
 # written something else than before.
@@ -110,7 +120,7 @@ EDITS: dict[str, tuple[Callable[[Path], object], set[str], set[str]]] = {
     "learning rate": (
         params(labs__lenet_digits__train__optimizer__lr=0.002),
         of("lenet_digits", "train", "plot"),
-        of("lenet_digits", "evaluate"),
+        of("lenet_digits", "evaluate") | PAIR,
     ),
     "epochs": (
         params(labs__lenet_mnist__train__epochs=3),
@@ -120,12 +130,12 @@ EDITS: dict[str, tuple[Callable[[Path], object], set[str], set[str]]] = {
     "seed": (
         params(labs__lenet_digits__seed=2),
         of("lenet_digits", "build", "train", "plot"),
-        of("lenet_digits", "evaluate"),
+        of("lenet_digits", "evaluate") | PAIR,
     ),
     "model option": (
         params(labs__lenet_digits__model__activation="tanh"),
         of("lenet_digits", *EVERY_LAB),
-        set(),
+        PAIR,
     ),
     "normalisation": (
         params(labs__lenet_mnist__transform__normalize={"by": "values", "mean": [0.5], "std": [0.5]}),
@@ -141,12 +151,12 @@ EDITS: dict[str, tuple[Callable[[Path], object], set[str], set[str]]] = {
     "evaluation batch": (
         params(labs__lenet_digits__evaluate__batch_size=100),
         of("lenet_digits", "evaluate"),
-        of("lenet_digits", "plot"),
+        of("lenet_digits", "plot") | PAIR,
     ),
     "dataset option": (
         params(datasets__digits__seed=7),
         of("digits", "download"),
-        of("digits", "stats") | each(ON_DIGITS, "train", "evaluate", "plot"),
+        of("digits", "stats") | each(ON_DIGITS, "train", "evaluate", "plot") | PAIR,
     ),
     "dataset of a lab": (
         params(labs__lenet_mnist__dataset="fashion_mnist"),
@@ -162,30 +172,39 @@ EDITS: dict[str, tuple[Callable[[Path], object], set[str], set[str]]] = {
     "block of another lab": (
         params(labs__tiny_digits__seed=5),
         of("tiny_digits", "build", "train", "plot"),
-        of("tiny_digits", "evaluate"),
+        of("tiny_digits", "evaluate") | PAIR,
     ),
-    "model file of another lab": (touched("stages/models/tiny.py"), of("tiny_digits", *EVERY_LAB), set()),
-    "model file": (touched("stages/models/lenet.py"), each(LENETS, *EVERY_LAB), set()),
-    "training loop": (touched("stages/learning/loop.py"), each(LABS, "train"), each(LABS, "evaluate", "plot")),
-    "scoring": (touched("stages/learning/scoring.py"), each(LABS, "train", "evaluate", "plot"), set()),
-    "per-class scores": (touched("stages/learning/classes.py"), each(LABS, "evaluate", "plot"), set()),
+    "model file of another lab": (touched("stages/models/tiny.py"), of("tiny_digits", *EVERY_LAB), PAIR),
+    "model file": (touched("stages/models/lenet.py"), each(LENETS, *EVERY_LAB), PAIR),
+    "training loop": (touched("stages/learning/loop.py"), each(LABS, "train"), each(LABS, "evaluate", "plot") | PAIR),
+    "scoring": (touched("stages/learning/scoring.py"), each(LABS, "train", "evaluate", "plot"), PAIR),
+    "per-class scores": (touched("stages/learning/classes.py"), each(LABS, "evaluate", "plot"), PAIR),
     "figures": (touched("stages/show/figures.py"), each(LABS, "plot"), set()),
     "page template": (touched("stages/show/report.html"), each(LABS, "plot"), set()),
     "source of one dataset": (
         touched("stages/datasets/sources/digits.py"),
         of("digits", "download"),
-        of("digits", "stats") | each(ON_DIGITS, "train", "evaluate", "plot"),
+        of("digits", "stats") | each(ON_DIGITS, "train", "evaluate", "plot") | PAIR,
     ),
     "downloader": (
         touched("stages/datasets/fetch.py"),
         each(DATASETS, "download"),
-        each(DATASETS, "stats") | each(LABS, "train", "evaluate", "plot"),
+        each(DATASETS, "stats") | each(LABS, "train", "evaluate", "plot") | PAIR,
     ),
     "sample grids": (
         touched("stages/show/grids.py"),
-        each(DATASETS, "stats") | each(LABS, "plot"),
+        each(DATASETS, "stats") | each(LABS, "plot") | PAIR,
         each(LABS, "train", "evaluate"),
     ),
+    "what a lab is about": (params(labs__lenet_digits__about="New words."), of("lenet_digits", "plot"), set()),
+    "what a lab should reach": (
+        params(labs__lenet_mnist__expect__accuracy=0.9),
+        of("lenet_mnist", "plot"),
+        set(),
+    ),
+    "question of a comparison": (params(compare__pair__question="Why?"), PAIR, set()),
+    "labs of a comparison": (compared_anew, PAIR, set()),
+    "code of comparisons": (touched("stages/compare.py"), PAIR, set()),
     "schema of the whole": (touched("stages/params.py"), set(), set()),
     "flows": (touched("flows/reproduce.py"), set(), set()),
 }

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import sklearn.metrics
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from torch import nn
-from torchvision.transforms import Compose, Normalize, ToTensor
+from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, Resize, ToTensor
 
 from stages.datasets import statistics
 from stages.datasets.arrays import Dataset, Split
-from stages.datasets.transforms import Transform, normalization, normalize
+from stages.datasets.transforms import (
+    Pipeline,
+    Transform,
+    horizontal_flip,
+    normalization,
+    normalize,
+    permute,
+    random_crop,
+    resize,
+)
 from stages.learning import history, loop, weights
 from stages.learning.classes import confusion_matrix, per_class
+from stages.learning.expectation import Expectation, Verdict, judge
 from stages.learning.history import Epoch
 from stages.learning.images import Images
-from stages.learning.recipe import Compute, Recipe, choose_device
+from stages.learning.recipe import Compute, Recipe, choose_device, make_optimizer, make_schedule
 from stages.learning.scoring import predict, score
 from stages.models import build_model, model_options
 from stages.program.options import OptionError, UserError
@@ -31,6 +44,8 @@ LENET = {
 CPU = torch.device("cpu")
 COMPUTE = Compute(threads=1, precision="fp32")
 RANDOM = np.random.default_rng(0)
+NORMALIZE = {"normalize": {"by": "values", "mean": [0.1], "std": [0.3]}}
+KNOWN = statistics.Statistics(mean=[0.1], std=[0.3], train=1, test=1, classes={"a": 1})
 
 
 def lenet(**changes: Any) -> nn.Module:
@@ -53,42 +68,7 @@ def images(count: int, seed: int = 0) -> Images:
     labels = random.integers(0, 10, count)
     for image, label in zip(pixels, labels, strict=True):
         image[:, :, 2 * label + 4] = 250
-    return Images(Split(pixels, labels), [0.1], [0.3], CPU)
-
-
-@pytest.mark.parametrize(
-    ("changes", "parameters"), [({}, 61_706), ({"input_shape": [3, 32, 32], "padding": 0}, 62_006)]
-)
-def test_lenet_has_its_exact_number_of_parameters(changes: dict[str, Any], parameters: int) -> None:
-    assert sum(p.numel() for p in lenet(**changes).parameters()) == parameters
-
-
-def test_lenets_layers_have_their_known_shapes() -> None:
-    x, shapes = torch.zeros(4, 1, 28, 28), {}
-    for name, layer in lenet().named_children():
-        x = layer(x)
-        shapes[name] = tuple(x.shape)
-    assert {name: shape for name, shape in shapes.items() if not name.startswith("act")} == {
-        "conv1": (4, 6, 28, 28),
-        "pool1": (4, 6, 14, 14),
-        "conv2": (4, 16, 10, 10),
-        "pool2": (4, 16, 5, 5),
-        "flatten": (4, 400),
-        "fc1": (4, 120),
-        "fc2": (4, 84),
-        "fc3": (4, 10),
-    }
-
-
-def test_an_image_too_small_for_lenet_gets_a_sentence() -> None:
-    with pytest.raises(OptionError, match="too small: nothing is left of the image after pool2") as caught:
-        lenet(input_shape=[1, 8, 8], padding=0)
-    assert caught.value.key == "model.input_shape"
-
-
-def test_an_unknown_model_gets_a_sentence() -> None:
-    with pytest.raises(UserError, match=r"m\.name: there is no model 'lenett'; did you mean 'lenet'\?"):
-        model_options(LENET | {"name": "lenett"}, "m")
+    return Images(Split(pixels, labels), Pipeline(Transform.model_validate(NORMALIZE), KNOWN), CPU)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -98,6 +78,81 @@ def test_normalisation_equals_torchvisions_bit_for_bit(channels: int) -> None:
     transform = Compose([ToTensor(), Normalize(mean, std)])
     theirs = [transform(Image.fromarray(p[0] if channels == 1 else p.transpose(1, 2, 0))) for p in pixels]
     assert torch.equal(normalize(torch.from_numpy(pixels), mean, std), torch.stack(theirs))
+
+
+def offsets(crops: torch.Tensor) -> torch.Tensor:
+    """Where each crop of the picture in which a pixel's value is its place (row, column) begins."""
+    return crops[:, :2, 4, 4].long() - 4 - 1 + 4
+
+
+def test_random_crops_are_those_of_torchvision() -> None:
+    """The same windows of the same bordered image, and each of the 81 as often as any other."""
+    rows, columns = np.meshgrid(np.arange(1, 33), np.arange(1, 33), indexing="ij")
+    picture = np.stack([rows, columns, rows]).astype(np.uint8)
+    count = 16_200
+    ours = random_crop(torch.from_numpy(picture).repeat(count, 1, 1, 1), 4, torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    crop = RandomCrop(32, padding=4)
+    theirs = torch.stack([crop(torch.from_numpy(picture)) for _ in range(count)])
+
+    windows = {bytes(image.numpy().tobytes()) for image in theirs}
+    assert len(windows) == 81
+    assert {bytes(image.numpy().tobytes()) for image in ours} == windows
+    for crops in (ours, theirs):
+        top, left = offsets(crops).T
+        seen = torch.bincount((top * 9 + left), minlength=81)
+        assert scipy.stats.chisquare(seen).pvalue > 0.001
+
+
+def test_horizontal_flips_are_those_of_torchvision() -> None:
+    pixels = torch.from_numpy(RANDOM.integers(0, 256, (4_000, 3, 8, 8), np.uint8))
+    ours = horizontal_flip(pixels, 0.3, torch.Generator().manual_seed(0))
+    always = RandomHorizontalFlip(1.0)(pixels)
+    flipped = (ours == always).flatten(1).all(1)
+    assert torch.equal(ours, torch.where(flipped.view(-1, 1, 1, 1), always, pixels))
+    torch.manual_seed(0)
+    flip = RandomHorizontalFlip(0.3)
+    theirs = sum(torch.equal(flip(image), image.flip(2)) for image in pixels)
+    for count in (int(flipped.sum()), theirs):
+        assert scipy.stats.binomtest(count, 4_000, 0.3).pvalue > 0.001
+
+
+@pytest.mark.parametrize(("before", "after"), [((28, 28), (96, 96)), ((40, 30), (16, 20))])
+def test_resizing_is_that_of_torchvision_and_of_pillow_within_a_grey_level(
+    before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    pixels = RANDOM.integers(0, 256, (5, 1, *before), np.uint8)
+    resized = resize(torch.from_numpy(pixels), after)
+    assert resized.dtype == torch.uint8
+    each = torch.stack([Resize(after)(torch.from_numpy(image)) for image in pixels])
+    assert (resized.int() - each.int()).abs().max() <= 1
+    pillow = np.stack([np.asarray(Resize(after)(Image.fromarray(image[0]))) for image in pixels])
+    assert np.abs(resized[:, 0].numpy().astype(int) - pillow.astype(int)).max() <= 1
+
+
+def test_a_permutation_is_one_for_all_images_and_channels_and_loses_no_pixel() -> None:
+    pixels = torch.arange(2 * 3 * 6 * 5).view(2, 3, 6, 5)
+    permuted = permute(pixels, 7)
+    order = permuted[0, 0].flatten()
+    assert sorted(order.tolist()) == list(range(30))
+    assert order.tolist() != list(range(30))
+    assert torch.equal(permuted.flatten(2), pixels.flatten(2)[:, :, order])
+    assert torch.equal(permuted, permute(pixels, 7))
+    assert not torch.equal(permuted, permute(pixels, 8))
+
+
+def test_only_training_images_are_cropped_and_flipped() -> None:
+    options = {"resize": [16, 16], "random_crop": {"padding": 2}, "horizontal_flip": 0.5, "permute": {"seed": 1}}
+    transform = Transform.model_validate(NORMALIZE | options)
+    pipeline, pixels = Pipeline(transform, KNOWN), torch.from_numpy(RANDOM.integers(0, 256, (9, 1, 8, 8), np.uint8))
+    plain = permute(normalize(resize(pixels, (16, 16)), [0.1], [0.3]), 1)
+    assert torch.equal(pipeline(pixels), plain)
+    assert list(plain.shape[1:]) == transform.shape((1, 8, 8)) == [1, 16, 16]
+    random = torch.Generator().manual_seed(0)
+    first, second = pipeline(pixels, random), pipeline(pixels, random)
+    assert first.shape == plain.shape
+    assert not torch.equal(first, second)
+    assert torch.equal(first, pipeline(pixels, torch.Generator().manual_seed(0)))
 
 
 def test_statistics_equal_numpys_in_float64() -> None:
@@ -212,6 +267,194 @@ def test_a_loss_that_is_no_number_gets_a_sentence() -> None:
     with pytest.raises(OptionError, match="too high: the loss is nan in epoch 1") as caught:
         loop.train(lenet(), images(100), images(50), options, COMPUTE, seed=1)
     assert caught.value.key == "train.optimizer.lr"
+
+
+def flat(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def parameter() -> nn.Parameter:
+    return nn.Parameter(torch.linspace(-1, 1, 10))
+
+
+@pytest.mark.parametrize(
+    ("options", "theirs"),
+    [
+        ({"name": "adam", "lr": 0.1, "weight_decay": 0.2}, lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.2)),
+        ({"name": "adamw", "lr": 0.1}, lambda p: torch.optim.AdamW(p, lr=0.1)),
+        ({"name": "adamw", "lr": 0.1, "weight_decay": 0.2}, lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.2)),
+        (
+            {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.2},
+            lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.2),
+        ),
+    ],
+)
+def test_an_optimizer_steps_as_torchs_own(options: dict[str, Any], theirs: Any) -> None:
+    ours, other = parameter(), parameter()
+    pairs = ((ours, make_optimizer(recipe(optimizer=options).optimizer, [ours])), (other, theirs([other])))
+    for weights_, optimizer in pairs:
+        for _ in range(5):
+            optimizer.zero_grad()
+            weights_.pow(3).sum().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    torch.testing.assert_close(ours, other)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ({"name": "constant"}, [1, 1, 1, 1, 1, 1]),
+        ({"name": "constant", "warmup_epochs": 3}, [0.25, 0.5, 0.75, 1, 1, 1]),
+        ({"name": "step", "step_size": 2, "gamma": 0.1}, [1, 1, 0.1, 0.1, 0.01, 0.01]),
+        ({"name": "step", "step_size": 2, "gamma": 0.5, "warmup_epochs": 1}, [0.5, 1, 1, 0.5, 0.5, 0.25]),
+        ({"name": "cosine"}, [(1 + math.cos(math.pi * epoch / 6)) / 2 for epoch in range(6)]),
+        (
+            {"name": "cosine", "min_lr": 0.2, "warmup_epochs": 2},
+            [1 / 3, 2 / 3, *(0.2 + 0.8 * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(4))],
+        ),
+    ],
+)
+def test_the_learning_rate_follows_its_schedule(schedule: dict[str, Any], rates: list[float]) -> None:
+    options = recipe(epochs=6, schedule=schedule, optimizer={"name": "sgd", "lr": 1.0})
+    optimizer = make_optimizer(options.optimizer, [parameter()])
+    changes = make_schedule(options, optimizer)
+    seen = []
+    for _ in range(6):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        changes.step()
+    assert seen == pytest.approx(rates)
+
+
+def trained_weights(**changes: Any) -> torch.Tensor:
+    """All weights after an epoch of one step of plain gradient descent."""
+    model = lenet()
+    options = recipe(epochs=1, batch_size=40, optimizer={"name": "sgd", "lr": 1.0}, **changes)
+    loop.train(model, images(40), images(20), options, COMPUTE, seed=1)
+    return flat(model)
+
+
+def test_the_training_follows_the_schedule() -> None:
+    start = flat(lenet())
+    options = {"epochs": 2, "batch_size": 40, "optimizer": {"name": "sgd", "lr": 1e-4}, "shuffle": False}
+
+    def steps(**changes: Any) -> torch.Tensor:
+        model = lenet()
+        loop.train(model, images(40), images(20), recipe(**options, **changes), COMPUTE, seed=1)
+        return flat(model) - start
+
+    # So small a rate leaves the gradient as it is: two steps, the second of a tenth, are 0.55 of two equal ones.
+    reduced = steps(schedule={"name": "step", "step_size": 1, "gamma": 0.1})
+    torch.testing.assert_close(reduced, 0.55 * steps(), rtol=0.05, atol=1e-7)
+
+
+def test_gradients_are_clipped_to_the_norm() -> None:
+    start = flat(lenet())
+    free, clipped = trained_weights() - start, trained_weights(clip_norm=0.01) - start
+    assert free.norm() > 0.1
+    assert clipped.norm().item() == pytest.approx(0.01, rel=1e-3)
+    torch.testing.assert_close(clipped / clipped.norm(), free / free.norm(), rtol=1e-3, atol=1e-6)
+
+
+def test_labels_are_smoothed_in_training_only() -> None:
+    options = recipe(epochs=1, batch_size=40, label_smoothing=0.3, optimizer={"name": "sgd", "lr": 1e-9})
+    training = images(40)
+    _, (epoch,) = loop.train(lenet(), training, training, options, COMPUTE, seed=1)
+    logits = predict(lenet().to(memory_format=torch.channels_last), training, 40, COMPUTE)
+    logs = logits.log_softmax(1)
+    right = logs[torch.arange(40), training.labels]
+    assert epoch.train_loss == pytest.approx(-(0.7 * right + 0.3 * logs.mean(1)).mean().item(), rel=1e-5)
+    assert epoch.test_loss == pytest.approx(-right.mean().item(), rel=1e-5)
+
+
+def test_nll_of_log_probabilities_is_cross_entropy_of_logits() -> None:
+    def trained(output: str, loss: str) -> torch.Tensor:
+        torch.manual_seed(0)
+        block = {"name": "mlp", "input_shape": [1, 28, 28], "classes": 10, "hidden": [8], "output": output}
+        model = build_model(model_options(block, "model"))
+        loop.train(model, images(100), images(50), recipe(loss=loss), COMPUTE, seed=1)
+        return flat(model)
+
+    torch.testing.assert_close(trained("log_softmax", "nll"), trained("logits", "cross_entropy"))
+    with pytest.raises(OptionError, match="is nll, which needs log-probabilities") as caught:
+        trained("logits", "nll")
+    assert caught.value.key == "train.loss"
+
+
+def test_training_stops_early_when_nothing_improves() -> None:
+    """At a rate of next to nothing the first epoch is the best one."""
+    options = recipe(epochs=9, early_stopping={"patience": 3}, optimizer={"name": "sgd", "lr": 1e-12})
+    _, epochs = loop.train(lenet(), images(64), images(50), options, COMPUTE, seed=1)
+    assert [epoch.epoch for epoch in epochs] == [1, 2, 3, 4]
+    learning = recipe(epochs=3, early_stopping={"patience": 3})
+    assert len(loop.train(lenet(), images(400), images(100), learning, COMPUTE, seed=1)[1]) == 3
+
+
+def test_a_last_batch_of_one_image_is_too_few_for_batch_normalisation() -> None:
+    model = lenet(batch_norm=True)
+    with pytest.raises(OptionError, match="is 16, which leaves a batch of one image, too few for batch") as caught:
+        loop.train(model, images(33), images(20), recipe(), COMPUTE, seed=1)
+    assert caught.value.key == "train.batch_size"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"loss": "nll", "label_smoothing": 0.1}, "label_smoothing needs the loss cross_entropy"),
+        ({"schedule": {"name": "cosine", "warmup_epochs": 2}}, "schedule.warmup_epochs is 2, but should be less than"),
+    ],
+)
+def test_options_that_exclude_each_other_get_a_sentence(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        recipe(**changes)
+
+
+def test_dropout_and_augmentation_follow_the_seed_and_leave_the_order_of_images_alone() -> None:
+    def trained(seed: int, **options: Any) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        block = {"name": "vgg", "input_shape": [1, 28, 28], "classes": 10, "layers": [4, "M"], "batch_norm": True,
+                 "classifier": {"inputs": 784, "hidden": [16], "dropout": 0.5}}  # fmt: skip
+        seen: list[torch.Tensor] = []
+        transform = Transform.model_validate(NORMALIZE | options)
+        training = images(60)
+        training._pipeline = Pipeline(transform, KNOWN)
+        batch = training.batch
+
+        def watched(indices: Any, random: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+            seen.append(torch.as_tensor(indices))
+            return batch(indices, random)
+
+        training.batch = watched  # type: ignore[method-assign]
+        model = build_model(model_options(block, "model"))
+        loop.train(model, training, images(20), recipe(), COMPUTE, seed)
+        return [flat(model), torch.cat(seen)]
+
+    augmented = {"random_crop": {"padding": 2}, "horizontal_flip": 0.5}
+    first, again, other = trained(1, **augmented), trained(1, **augmented), trained(2, **augmented)
+    assert torch.equal(first[0], again[0])
+    assert not torch.equal(first[0], other[0])
+    plain = trained(1)
+    assert not torch.equal(first[0], plain[0])
+    assert torch.equal(first[1], plain[1])
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "agrees", "sentence"),
+    [
+        (0.9888, True, "98.88%, within the expected 99.08% ± 0.20 points"),
+        (0.9887, False, "98.87%, outside the expected 99.08% ± 0.20 points"),
+        (0.9929, False, "99.29%, outside the expected 99.08% ± 0.20 points"),
+    ],
+)
+def test_a_result_is_held_against_what_is_expected(accuracy: float, agrees: bool, sentence: str) -> None:
+    expected = Expectation(accuracy=0.9908, tolerance=0.002)
+    assert judge(expected, accuracy) == Verdict(agrees, sentence)
+
+
+def test_nothing_expected_is_nothing_missed() -> None:
+    assert judge(Expectation(), 0.5) == Verdict(None, "50.00%; no accuracy is expected of this lab")
+    with pytest.raises(ValidationError, match="accuracy and tolerance go together"):
+        Expectation(accuracy=0.9)
 
 
 def test_a_device_that_is_not_there_gets_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,11 +70,11 @@ MISTAKES = [
     ),
     (
         {"labs__lenet_digits__model__name": "lenett"},
-        "labs.lenet_digits.model.name: there is no name 'lenett'; did you mean 'lenet'?",
+        "labs.lenet_digits.model.name: there is no model 'lenett'; did you mean 'lenet'? Known: alexnet, ",
     ),
     (
         {"labs__lenet_digits__train__optimizer__name": "adamm"},
-        "labs.lenet_digits.train.optimizer.name: there is no optimizer 'adamm'; did you mean 'adam'? Known: adam, sgd.",
+        "labs.lenet_digits.train.optimizer.name: there is no optimizer 'adamm'; did you mean 'adam'? Known: adam, ad",
     ),
     (
         {"labs__lenet_digits__train__epocs": 3, "labs__lenet_digits__train__epochs": None},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,18 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def templates(path: Path) -> set[Path]:
+    """Templates that a module reads, and those that they take parts from; all lie beside it."""
+    found: set[Path] = set()
+    pending = re.findall(r'^TEMPLATE = "(.*)"$', path.read_text(), re.MULTILINE)
+    while pending:
+        template = path.parent / pending.pop()
+        if template not in found:
+            found.add(template)
+            pending += re.findall(r'\{%-? *(?:extends|include|import|from) +"(.*?)"', template.read_text())
+    return found
+
+
 def closure(module: str, chosen: dict[str, str]) -> set[str]:
     """Files that importing `module` can load; of a registry folder, the module that params.yaml chooses."""
     found: set[str] = set()
@@ -51,9 +64,7 @@ def closure(module: str, chosen: dict[str, str]) -> set[str]:
         if not name.startswith("stages") or path is None or path.relative_to(ROOT).as_posix() in found:
             continue
         found.add(path.relative_to(ROOT).as_posix())
-        # A package may read files that lie beside its modules, such as a template.
-        if 'TEMPLATE = "' in path.read_text():
-            found |= {p.relative_to(ROOT).as_posix() for p in path.parent.glob("*.html")}
+        found |= {template.relative_to(ROOT).as_posix() for template in templates(path)}
         pending += [*imports(path), name.rpartition(".")[0]]
         if name in chosen and name != module:
             pending.append(f"{name}.{chosen[name]}")
@@ -67,6 +78,8 @@ def chosen(stage: str) -> dict[str, str]:
     key = stage.partition("@")[2]
     if key in loaded.labs:
         return {"stages.models": loaded.labs[key].model.name}
+    if key in loaded.compare:
+        return {}
     return {"stages.datasets.sources": loaded.datasets[key].kind}
 
 

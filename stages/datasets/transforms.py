@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -10,6 +11,7 @@ from stages.datasets.statistics import Statistics
 from stages.program.options import OptionError, Options
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -33,12 +35,74 @@ class ByValues(Options):
     )
 
 
-class Transform(Options):
-    """What happens to images before the model sees them."""
+class Crop(Options):
+    """Cut each training image anew, at a random place of the image with a black border."""
 
+    padding: int = Field(ge=1, le=256, description="Width of the border on each side, in pixels.")
+
+
+class Permutation(Options):
+    """Put the pixels of every image into another order, one and the same for all images."""
+
+    seed: int = Field(ge=0, le=2**63 - 1, description="Seed of the order.")
+
+
+class Transform(Options):
+    """What happens to images before the model sees them, in the order of these keys."""
+
+    resize: list[Annotated[int, Field(ge=1, le=1024)]] | None = Field(
+        default=None,
+        min_length=2,
+        max_length=2,
+        description="Height and width to which images are resized (bilinear, antialiased), in pixels.",
+    )
+    random_crop: Crop | None = Field(
+        default=None, description="Random crops of training images, as large as the image was."
+    )
+    horizontal_flip: float | None = Field(
+        default=None, gt=0, le=1, description="Probability with which a training image is mirrored, left to right."
+    )
     normalize: Annotated[ByDataset | ByValues, Field(discriminator="by")] = Field(
         description="How pixels are centred and scaled."
     )
+    permute: Permutation | None = Field(default=None, description="A fixed permutation of the pixels of every image.")
+
+    def shape(self, image: Sequence[int]) -> list[int]:
+        """Shape C×H×W of what the model sees of an image of shape C×H×W."""
+        return [image[0], *(self.resize or image[1:])]
+
+
+class Pipeline:
+    """A transform made ready for the images of one dataset.
+
+    Args:
+        transform: the options.
+        statistics: of the dataset.
+
+    Raises:
+        OptionError: the normalisation does not fit the dataset.
+    """
+
+    def __init__(self, transform: Transform, statistics: Statistics) -> None:
+        self._transform = transform
+        self._mean, self._std = normalization(transform, statistics)
+
+    def __call__(self, images: Tensor, random: torch.Generator | None = None) -> Tensor:
+        """Turn uint8 N×C×H×W into the model's input, float32 N×C×H'×W'.
+
+        Args:
+            images: on any device.
+            random: a generator on the CPU, of the crops and flips of training images; without one there are none.
+        """
+        options = self._transform
+        if options.resize is not None:
+            images = resize(images, options.resize)
+        if random is not None and options.random_crop is not None:
+            images = random_crop(images, options.random_crop.padding, random)
+        if random is not None and options.horizontal_flip is not None:
+            images = horizontal_flip(images, options.horizontal_flip, random)
+        inputs = normalize(images, self._mean, self._std)
+        return inputs if options.permute is None else permute(inputs, options.permute.seed)
 
 
 def normalization(transform: Transform, statistics: Statistics) -> tuple[list[float], list[float]]:
@@ -81,3 +145,39 @@ def normalize(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
     """
     scaled = images.float().div_(255)
     return scaled.sub_(scaled.new_tensor(mean).view(-1, 1, 1)).div_(scaled.new_tensor(std).view(-1, 1, 1))
+
+
+def resize(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize uint8 images N×C×H×W to `size`, bilinear and antialiased; by torchvision's own function."""
+    from torchvision.transforms.v2 import functional
+
+    resized: Tensor = functional.resize(images, list(size), antialias=True)
+    return resized
+
+
+def random_crop(images: Tensor, padding: int, random: torch.Generator) -> Tensor:
+    """Put a black border around images N×C×H×W and cut each one, H×W, at a random place; all in one gather."""
+    import torch
+    from torch.nn import functional as F
+
+    count, _, height, width = images.shape
+    top, left = torch.randint(2 * padding + 1, (2, count), generator=random).to(images.device)
+    windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    return windows[torch.arange(count, device=images.device), :, top, left]
+
+
+def horizontal_flip(images: Tensor, probability: float, random: torch.Generator) -> Tensor:
+    """Mirror images N×C×H×W left to right, each with `probability`."""
+    import torch
+
+    chosen = torch.rand(len(images), generator=random).to(images.device) < probability
+    return torch.where(chosen.view(-1, 1, 1, 1), images.flip(3), images)
+
+
+def permute(images: Tensor, seed: int) -> Tensor:
+    """Put the pixels of images N×C×H×W into the order that `seed` gives, the same for every image and channel."""
+    import torch
+
+    pixels = images.flatten(2)
+    order = torch.randperm(pixels.shape[2], generator=torch.Generator().manual_seed(seed))
+    return pixels[:, :, order.to(images.device)].view_as(images)

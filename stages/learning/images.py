@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stages.datasets.arrays import Split
-from stages.datasets.transforms import normalize
+from stages.datasets.transforms import Pipeline
 
 
 class Images:
@@ -20,10 +20,10 @@ class Images:
     of 3).
     """
 
-    def __init__(self, split: Split, mean: list[float], std: list[float], device: torch.device) -> None:
+    def __init__(self, split: Split, pipeline: Pipeline, device: torch.device) -> None:
         self.pixels = torch.from_numpy(np.array(split.images)).to(device)
         self.labels = torch.from_numpy(np.array(split.labels)).to(device)
-        self._mean, self._std = mean, std
+        self._pipeline = pipeline
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -33,12 +33,17 @@ class Images:
         chosen = object.__new__(Images)
         chosen.pixels = self.pixels[indices.to(self.pixels.device)]
         chosen.labels = self.labels[indices.to(self.labels.device)]
-        chosen._mean, chosen._std = self._mean, self._std
+        chosen._pipeline = self._pipeline
         return chosen
 
-    def batch(self, indices: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Normalised float32 inputs N×C×H×W in channels_last layout, and int64 labels N."""
-        inputs = normalize(self.pixels[indices], self._mean, self._std)
+    def batch(self, indices: Tensor | slice, random: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Float32 inputs N×C×H×W in channels_last layout, and int64 labels N.
+
+        Args:
+            indices: which images, in which order.
+            random: of the crops and flips that the transform asks for in training; without it there are none.
+        """
+        inputs = self._pipeline(self.pixels[indices], random)
         return inputs.contiguous(memory_format=torch.channels_last), self.labels[indices]
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:

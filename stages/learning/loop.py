@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from stages.learning.history import Epoch, best
 from stages.learning.images import Images
-from stages.learning.recipe import Compute, Recipe, make_optimizer
+from stages.learning.recipe import Compute, Recipe, make_optimizer, make_schedule
 from stages.learning.scoring import Score, autocast, predict, score
 from stages.program.options import OptionError
 
@@ -30,15 +31,20 @@ def train(
         test: images to score after each epoch.
         recipe: epochs, batches, optimizer and the rule that picks the best epoch.
         compute: precision; the thread count must have been set.
-        seed: of shuffling, and of the choice of validation images where the recipe holds some out.
+        seed: of shuffling, of augmentation, of dropout, and of the choice of validation images where the recipe
+            holds some out.
 
     Returns:
         The state dict of the best epoch, and the history of all epochs.
 
     Raises:
-        OptionError: the loss is no longer a finite number.
+        OptionError: the loss is no longer a finite number, or an option does not fit the model.
     """
+    # Shuffling has a generator of its own: labs that differ in dropout or augmentation see one order of images.
     random = torch.Generator().manual_seed(seed)
+    augmentation_seed, dropout_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
+    augmentation = torch.Generator().manual_seed(augmentation_seed)
+    torch.manual_seed(dropout_seed)
     validation = None
     if held_out := recipe.held_out(len(training)):
         order = torch.randperm(len(training), generator=random)
@@ -46,12 +52,15 @@ def train(
 
     # channels_last needs weights and inputs alike; see Images for what it gains.
     model.to(memory_format=torch.channels_last)
+    _check_outputs(model, training, recipe, compute)
     optimizer = make_optimizer(recipe.optimizer, model.parameters())
+    schedule = make_schedule(recipe, optimizer)
     history: list[Epoch] = []
     best_state: dict[str, Tensor] = {}
     for number in range(1, recipe.epochs + 1):
         order = torch.randperm(len(training), generator=random) if recipe.shuffle else torch.arange(len(training))
-        trained = _train_epoch(model, training, order, optimizer, recipe, compute, number)
+        trained = _train_epoch(model, training, order, augmentation, optimizer, recipe, compute, number)
+        schedule.step()
         if not math.isfinite(trained.loss):
             raise OptionError(
                 "train.optimizer.lr",
@@ -73,13 +82,33 @@ def train(
         if best(history) is history[-1]:
             best_state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         print(_line(history[-1], recipe.epochs), flush=True)
+        if recipe.early_stopping and number - best(history).epoch >= recipe.early_stopping.patience:
+            print(f"stopped early: no better epoch since epoch {best(history).epoch}", flush=True)
+            break
     return best_state, history
+
+
+def _check_outputs(model: nn.Module, images: Images, recipe: Recipe, compute: Compute) -> None:
+    """Hold what the model makes of an image against what the loss needs.
+
+    Raises:
+        OptionError: the loss needs log-probabilities, and the model's outputs are none.
+    """
+    if recipe.loss == "nll":
+        total = predict(model, images.part(torch.arange(1)), 1, compute).logsumexp(1)
+        if total.abs().item() > 0.1:  # bf16 is that rough
+            raise OptionError(
+                "train.loss",
+                "is nll, which needs log-probabilities, but the model's outputs are logits; write cross_entropy, or "
+                "have the model's output be log_softmax.",
+            )
 
 
 def _train_epoch(
     model: nn.Module,
     images: Images,
     order: Tensor,
+    augmentation: torch.Generator,
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
     compute: Compute,
@@ -94,20 +123,48 @@ def _train_epoch(
     seen = 0
     with _Progress(number, recipe.epochs, len(batches)) as progress:
         for step, indices in enumerate(batches, start=1):
-            inputs, labels = images.batch(indices)
+            inputs, labels = images.batch(indices, augmentation)
             with autocast(compute, device):
-                logits = model(inputs)
-            loss = F.cross_entropy(logits.float(), labels)
+                outputs = _outputs(model, inputs, recipe)
+            loss = _loss(outputs.float(), labels, recipe)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            if recipe.clip_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
             optimizer.step()
 
             loss_sum += loss.detach() * len(labels)
-            right += (logits.argmax(1) == labels).sum()
+            right += (outputs.argmax(1) == labels).sum()
             seen += len(labels)
             if step % REPORT_EVERY == 0 or step == len(batches):
                 progress.report(step, Score(loss_sum.item() / seen, right.item() / seen))
     return Score(loss_sum.item() / seen, right.item() / seen)
+
+
+def _outputs(model: nn.Module, inputs: Tensor, recipe: Recipe) -> Tensor:
+    """What the model makes of a batch.
+
+    Raises:
+        OptionError: the batch is one image, and a layer normalises over the batch.
+    """
+    try:
+        outputs: Tensor = model(inputs)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise OptionError(
+            "train.batch_size",
+            f"is {recipe.batch_size}, which leaves a batch of one image, too few for batch normalisation; "
+            "take another size.",
+        ) from None
+    return outputs
+
+
+def _loss(outputs: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
+    """Mean loss of a batch: outputs N×classes, labels N."""
+    if recipe.loss == "cross_entropy":
+        return F.cross_entropy(outputs, labels, label_smoothing=recipe.label_smoothing)
+    return F.nll_loss(outputs, labels)
 
 
 def _score(model: nn.Module, images: Images, recipe: Recipe, compute: Compute) -> Score:

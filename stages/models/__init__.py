@@ -2,10 +2,11 @@
 
 A model module has two public names:
 
-- `Model`: the typed options of a lab's `model` block, with `name` as a literal equal to the module's name,
-  and with `input_shape` and `classes`;
-- `build(model)`: the network, an nn.Module from N×C×H×W float32 to logits N×classes, initialised from
-  torch's global generator.
+- `Model`: the typed options of a lab's `model` block, a `Family` with `name` as a literal equal to the
+  module's name;
+- `build(model)`: the network, an nn.Module from N×C×H×W float32 to logits N×classes. What it draws from
+  torch's global generator on being made are torch's default weights; `build_model` then draws others where
+  the options say so.
 
 Importing one does not import torch; building does. So whoever only checks params.yaml stays light.
 """
@@ -14,12 +15,28 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from stages.program.options import Options, UserError, check, unknown
+from pydantic import Field
+
+from stages.program.options import OptionError, Options, UserError, check, unknown
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+class Family(Options):
+    """What the options of every family of models have in common."""
+
+    input_shape: list[Annotated[int, Field(ge=1)]] = Field(
+        min_length=3, max_length=3, description="Channels, height and width of an image, as the transform leaves it."
+    )
+    classes: int = Field(ge=2, description="Number of classes.")
+    init: Literal["torch", "xavier_uniform", "kaiming_normal"] = Field(
+        default="torch",
+        description="Initial weights of convolutions and fully connected layers: torch's default (uniform, by "
+        "fan-in), Xavier uniform (Glorot and Bengio, 2010), or Kaiming normal by fan-out (He et al., 2015).",
+    )
 
 
 def families() -> list[str]:
@@ -46,7 +63,81 @@ def build_model(options: Any) -> nn.Module:
     """Build the network that validated options describe, initialised from torch's global generator.
 
     Raises:
-        OptionError: its layers don't fit each other or the input.
+        OptionError: a layer does not fit its input.
     """
     network: nn.Module = importlib.import_module(f"{__name__}.{options.name}").build(options)
+    _initialise(network, options.init)
     return network
+
+
+def output_shape(network: nn.Module, shape: list[int]) -> list[int]:
+    """Shape of what `network` makes of one image C×H×W, without the batch; the network is left as it is.
+
+    Raises:
+        OptionError: a layer does not fit its input; the text names the layer, the shape it got and what it needs.
+    """
+    import torch
+
+    inside: list[tuple[str, nn.Module, list[int]]] = []
+
+    def enter(name: str) -> Any:
+        return lambda module, inputs: inside.append((name, module, list(inputs[0].shape[1:])))
+
+    leaves = [(name, module) for name, module in network.named_modules() if not any(module.children())]
+    handles = [module.register_forward_pre_hook(enter(name)) for name, module in leaves]
+    handles += [module.register_forward_hook(lambda *_: inside.clear()) for _, module in leaves]
+    was_training = network.training
+    try:
+        with torch.inference_mode():
+            return list(network.eval()(torch.zeros(1, *shape)).shape[1:])
+    except RuntimeError as error:
+        if not inside:
+            raise OptionError("model", f"does not fit: {error}") from None
+        name, module, got = inside[-1]
+        shape_got, needs = "×".join(map(str, got)), _needs(module, got) or str(error)
+        raise OptionError(
+            "model", f"does not fit: layer {name} ({type(module).__name__}) gets N×{shape_got}, but needs {needs}."
+        ) from None
+    finally:
+        network.train(was_training)
+        for handle in handles:
+            handle.remove()
+
+
+def _needs(module: nn.Module, got: list[int]) -> str | None:
+    """What shape of an input a layer needs that did not take an input of shape `got`, as far as that is known."""
+    from torch import nn
+
+    match module:
+        case nn.Linear():
+            return f"N×{module.in_features}"
+        case nn.Conv2d() if module.in_channels != got[0]:
+            return f"{module.in_channels} channels"
+        case nn.Conv2d() | nn.MaxPool2d() | nn.AvgPool2d():
+            return f"a height and width of {_least(module, 0)}×{_least(module, 1)} or more"
+        case nn.BatchNorm1d() | nn.BatchNorm2d():
+            return f"{module.num_features} channels"
+        case _:
+            return None
+
+
+def _least(layer: Any, side: int) -> int:
+    """The smallest height (side 0) or width (side 1) of an input that a convolution or pooling can take."""
+    kernel, padding = (n if isinstance(n, int) else n[side] for n in (layer.kernel_size, layer.padding))
+    return int(kernel - 2 * padding)
+
+
+def _initialise(network: nn.Module, how: str) -> None:
+    """Draw the weights of convolutions and fully connected layers anew; biases stay torch's, or are 0 for Kaiming."""
+    from torch import nn
+
+    if how == "torch":
+        return
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            if how == "xavier_uniform":
+                nn.init.xavier_uniform_(layer.weight)
+            else:
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 PARAMS_FILE = "params.yaml"
+BLOCKS = {"datasets": "dataset", "labs": "lab", "compare": "comparison"}  # what a block of each group is called
 NAME = "^[A-Za-z0-9_][A-Za-z0-9_-]*$"
 
 Section = TypeVar("Section", bound="Options")
@@ -26,7 +27,7 @@ Seed = Annotated[
     Field(
         ge=0,
         le=2**63 - 1,
-        description="Seed of the initial weights, of shuffling and of the validation split.",
+        description="Seed of the initial weights, of shuffling, augmentation and dropout, and of the validation split.",
     ),
 ]
 
@@ -90,7 +91,7 @@ def read_params(path: Path = Path(PARAMS_FILE)) -> dict[str, Any]:
 
 
 def read_block(group: str, name: str) -> Any:
-    """Read block `name` of `group` (`labs` or `datasets`), unchecked.
+    """Read block `name` of `group` (`labs`, `datasets` or `compare`), unchecked.
 
     Raises:
         UserError: there is no such block.
@@ -98,7 +99,7 @@ def read_block(group: str, name: str) -> Any:
     blocks = read_params().get(group)
     if not isinstance(blocks, dict) or name not in blocks:
         known = blocks if isinstance(blocks, dict) else ()
-        raise UserError(f"{PARAMS_FILE}: {unknown(group.removesuffix('s'), name, known)}")
+        raise UserError(f"{PARAMS_FILE}: {unknown(BLOCKS[group], name, known)}")
     return blocks[name]
 
 

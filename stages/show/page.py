@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from stages.datasets.statistics import Statistics
+from stages.datasets.transforms import Transform
+from stages.learning.expectation import Expectation, judge
 from stages.learning.history import Epoch, best
 from stages.program.options import Options
+from stages.show.html import fill
 
 TEMPLATE = "report.html"
-PIXELS_PER_INCH = 110  # of a page, not of a picture: a higher `dpi` makes pictures sharper, not larger
-METRES_PER_INCH = 0.0254
 
 
 class Plot(Options):
@@ -41,6 +40,7 @@ class Report:
 
     Attributes:
         lab: the lab's name.
+        about: what there is to see in the lab.
         dataset: the dataset's name.
         classes: names of the classes, in label order.
         statistics: of the dataset.
@@ -48,7 +48,10 @@ class Report:
         layers: content of model.txt.
         model: the model's settings.
         recipe: the settings of training.
+        transform: what happens to images before the model sees them.
+        planned: number of epochs that the recipe asks for; early stopping makes them fewer.
         epochs: the training's history.
+        expect: what the lab should reach.
         metrics: content of metrics.json.
         mistakes: number of test images that were not recognised.
         commonest: true class, predicted class and count of the commonest mistake, where there is a mistake.
@@ -57,6 +60,7 @@ class Report:
     """
 
     lab: str
+    about: str
     dataset: str
     classes: Sequence[str]
     statistics: Statistics
@@ -64,7 +68,10 @@ class Report:
     layers: str
     model: Sequence[Setting]
     recipe: Sequence[Setting]
+    transform: Transform
+    planned: int
     epochs: Sequence[Epoch]
+    expect: Expectation
     metrics: Mapping[str, Any]
     mistakes: int
     commonest: tuple[str, str, int] | None
@@ -78,23 +85,15 @@ def settings(section: Options, keys: Sequence[str]) -> list[Setting]:
 
 
 def render(report: Report) -> str:
-    """Make the page: HTML without scripts and without links to other files."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(percent="{:.2%}".format, grouped="{:,}".format, data_uri=_data_uri, size=_size)
+    """Make the page: HTML that loads nothing."""
     scores = report.metrics["per_class"]
     tested = [name for name in report.classes if scores[name]["count"]]
     weakest = min(tested, key=lambda name: scores[name]["accuracy"])
-    return environment.get_template(TEMPLATE).render(
-        vars(report), best=best(report.epochs), weakest=weakest, colours=("red", "green", "blue")
+    verdict = judge(report.expect, report.metrics["accuracy"])
+    return fill(
+        TEMPLATE,
+        vars(report)
+        | {"best": best(report.epochs), "weakest": weakest, "verdict": verdict, "colours": ("red", "green", "blue")},
     )
 
 
@@ -107,15 +106,3 @@ def _settings(section: Options, name: str, key: str) -> Iterator[Setting]:
     else:
         meaning = type(section).model_fields[name].description or ""
         yield Setting(key, value if isinstance(value, str) else json.dumps(value), meaning)
-
-
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def _size(png: bytes) -> tuple[int, int]:
-    """Width and height of a PNG on the page, in its pixels, by the resolution that the PNG states."""
-    resolution = png.index(b"pHYs") + 4
-    inch = int.from_bytes(png[resolution : resolution + 4], "big") * METRES_PER_INCH
-    width, height = (int.from_bytes(png[start : start + 4], "big") for start in (16, 20))
-    return round(width / inch * PIXELS_PER_INCH), round(height / inch * PIXELS_PER_INCH)

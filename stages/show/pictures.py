@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from stages.show.grids import CELL, GREEN, VERMILLION, displayed, gallery, house_style, shortened, show
+from stages.show.grids import CELL, GAP, GREEN, TITLE_LINE, VERMILLION, displayed, gallery, house_style, shortened, show
 
 if TYPE_CHECKING:
     from stages.show.layers import Layer
@@ -21,6 +21,7 @@ FILTER_COLUMNS = 8
 MOST_LAYERS = 8
 MOST_MAPS = 8
 LEAST_MAPS = 6  # columns that a row's caption needs
+ARROW = 0.3  # inches between an image and what becomes of it
 
 
 @house_style()
@@ -75,6 +76,39 @@ def mistakes(
 
 
 @house_style()
+def transformed(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Figure:
+    """Draw images, and beside each what a transform makes of it.
+
+    Args:
+        before: N×C×H×W.
+        after: N×draws×C×H'×W', one draw or more of each image.
+    """
+    draws = after.shape[1]
+    groups = 3 if draws == 1 else 2  # side by side
+    side, rows = 0.8 * CELL - GAP, -(-len(before) // groups)
+    group = (1 + draws) * side + ARROW + draws * GAP + 2 * GAP
+    tall = side * max(1.0, after.shape[3] / after.shape[4])
+    width, height = groups * group, rows * (tall + GAP) + 2 * TITLE_LINE
+    figure = Figure(figsize=(width, height))
+    for place, (image, becomes) in enumerate(zip(before, after, strict=True)):
+        row, column = divmod(place, groups)
+        left, bottom = column * group + GAP, height - 2 * TITLE_LINE - (row + 1) * (tall + GAP) + GAP
+        lefts = [left, *(left + side + ARROW + draw * (side + GAP) for draw in range(draws))]
+        cells = []
+        for start, shown in zip(lefts, (image, *becomes), strict=True):
+            cells.append(figure.add_axes((start / width, bottom / height, side / width, tall / height)))
+            show(cells[-1], shown)
+        middle = (left + side + ARROW / 2) / width
+        figure.text(middle, (bottom + tall / 2) / height, "→", ha="center", va="center", fontsize="x-large")
+        if row == 0:
+            cells[0].set_title("before", fontsize="small", pad=4)
+            cells[(1 + draws) // 2].set_title(
+                "after" if draws == 1 else f"after, {draws} draws", fontsize="small", pad=4
+            )
+    return figure
+
+
+@house_style()
 def filters(weight: NDArray[np.float32]) -> Figure:
     """Draw a convolution's filters: of one channel by a scale of two colours, of three as colours.
 
@@ -107,10 +141,11 @@ def feature_maps(image: NDArray[np.uint8], layers: Sequence[Layer]) -> Figure:
     Each row has colours of its own, from its smallest value (dark) to its largest (bright).
 
     Args:
-        image: C×H×W.
-        layers: as they ran, at least one; the first 8 are drawn, and the first 8 maps of each.
+        image: C×H×W, as the model sees it.
+        layers: as they ran, at least one; at most 8 are drawn, the first one, the last one and others at even
+            distances, and the first 8 maps of each.
     """
-    drawn = layers[:MOST_LAYERS]
+    drawn = [layers[place] for place in np.unique(np.linspace(0, len(layers) - 1, MOST_LAYERS).round().astype(int))]
     columns = min(MOST_MAPS, max(LEAST_MAPS, *(len(layer.maps) for layer in drawn)))
     aspect = image.shape[1] / image.shape[2]
     cell = 0.75 * CELL

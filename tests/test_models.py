@@ -1,0 +1,249 @@
+"""Every model and every lab: exact counts, shapes that fit or a sentence, one step of every lab's own recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from stages import params
+from stages.datasets.arrays import Split
+from stages.datasets.statistics import Statistics
+from stages.datasets.transforms import Pipeline
+from stages.learning import loop
+from stages.learning.images import Images
+from stages.learning.recipe import Compute, choose_device, make_optimizer
+from stages.models import build_model, families, model_options, output_shape
+from stages.program.options import OptionError, UserError
+from tests.conftest import ROOT
+
+GREY = {"input_shape": [1, 28, 28], "classes": 10}
+COLOUR = {"input_shape": [3, 32, 32], "classes": 10}
+SLIM = [64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"]
+SIXTEEN = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"]
+LENET = GREY | {"name": "lenet", "padding": 2, "activation": "relu", "pool": "max"}
+VGG = COLOUR | {"name": "vgg", "layers": SLIM, "batch_norm": True, "classifier": {"inputs": 512, "hidden": []}}
+VGG16 = VGG | {"layers": SIXTEEN, "classifier": {"inputs": 512, "hidden": [4096, 4096], "dropout": 0.5}}
+RESNET = COLOUR | {"name": "resnet", "residual": True}
+
+COUNTS: dict[str, tuple[dict[str, Any], int]] = {
+    "LeNet-5": (LENET, 61_706),
+    "LeNet-5 for 3×32×32": (LENET | COLOUR | {"padding": 0}, 62_006),
+    "LeNet-5 with batch normalisation": (LENET | {"padding": 0, "batch_norm": True}, 44_878),
+    "LeNet-5 with sigmoid and average pooling": (LENET | {"activation": "sigmoid", "pool": "average"}, 61_706),
+    "MLP": (GREY | {"name": "mlp", "hidden": [8, 8], "output": "log_softmax"}, 6_442),
+    "CNN": (GREY | {"name": "cnn", "features": 6, "output": "log_softmax"}, 6_422),
+    "BN-CNN": (GREY | {"name": "bn_cnn", "widths": [16, 32], "head": "fc"}, 29_034),
+    "BN-CNN with a 1×1 head": (GREY | {"name": "bn_cnn", "widths": [16, 32], "head": "conv1x1"}, 13_674),
+    "slim VGG": (VGG, 9_231_114),
+    "VGG-16 with batch normalisation": (VGG16, 33_646_666),
+    "VGG-16": (VGG16 | {"batch_norm": False}, 33_638_218),
+    "VGG-11 for 1×224×224": (
+        VGG | {"input_shape": [1, 224, 224], "batch_norm": False}
+        | {"classifier": {"inputs": 25_088, "hidden": [4096, 4096], "dropout": 0.5}},
+        128_806_154,
+    ),
+    "AlexNet": (COLOUR | {"name": "alexnet", "dropout": 0.5}, 29_983_114),
+    "NiN": (GREY | {"name": "nin", "input_shape": [1, 224, 224], "dropout": 0.5}, 1_992_166),
+    "GoogLeNet": (GREY | {"name": "googlenet", "input_shape": [1, 96, 96]}, 5_977_530),
+    "ResNet-18": (RESNET | {"depth": 18}, 11_173_962),
+    "ResNet-34": (RESNET | {"depth": 34}, 21_282_122),
+    "ResNet-50": (RESNET | {"depth": 50}, 23_520_842),
+    "ResNet-101": (RESNET | {"depth": 101}, 42_512_970),
+    "ResNet-152": (RESNET | {"depth": 152}, 58_156_618),
+}  # fmt: skip
+
+
+def built(block: dict[str, Any]) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(model_options(block, "model"))
+
+
+def test_every_family_is_counted() -> None:
+    assert {block["name"] for block, _ in COUNTS.values()} == set(families())
+
+
+@pytest.mark.parametrize("model", COUNTS)
+def test_a_model_has_its_exact_number_of_parameters(model: str) -> None:
+    block, count = COUNTS[model]
+    network = built(block)
+    assert sum(p.numel() for p in network.parameters() if p.requires_grad) == count
+
+
+SHAPES = {
+    "LeNet-5": {
+        "conv1": [6, 28, 28], "pool1": [6, 14, 14], "conv2": [16, 10, 10], "pool2": [16, 5, 5], "flatten": [400],
+        "fc1": [120], "fc2": [84], "fc3": [10],
+    },
+    "CNN": {"pool1": [6, 12, 12], "pool2": [6, 4, 4], "flatten": [96], "fc1": [50], "fc2": [10]},
+    "AlexNet": {
+        "conv1": [96, 32, 32], "pool1": [96, 15, 15], "pool2": [256, 7, 7], "pool3": [256, 3, 3], "flatten": [2304],
+    },
+    "NiN": {"block1": [96, 54, 54], "block2": [256, 26, 26], "block3": [384, 12, 12], "block4": [10, 5, 5]},
+    "GoogLeNet": {
+        "conv1": [64, 48, 48], "conv3": [192, 24, 24], "inception2": [480, 12, 12], "inception7": [832, 6, 6],
+        "inception9": [1024, 3, 3], "flatten": [1024],
+    },
+    "ResNet-18": {"conv": [64, 32, 32], "group2": [128, 16, 16], "group4": [512, 4, 4], "flatten": [512]},
+    "ResNet-50": {"group1": [256, 32, 32], "group4": [2048, 4, 4], "flatten": [2048]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", SHAPES)
+def test_a_models_layers_have_their_known_shapes(model: str) -> None:
+    block, _ = COUNTS[model]
+    network = built(block).eval()
+    x, shapes = torch.zeros(4, *block["input_shape"]), {}
+    with torch.inference_mode():
+        for name, layer in network.named_children():
+            x = layer(x)
+            assert len(x) == 4
+            shapes[name] = list(x.shape[1:])
+    assert SHAPES[model].items() <= shapes.items()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            VGG | {"classifier": {"inputs": 2048, "hidden": []}},
+            "does not fit: layer fc1 (Linear) gets N×512, but needs N×2048.",
+        ),
+        (
+            VGG | {"layers": [*SLIM, "M"]},
+            "does not fit: layer pool6 (MaxPool2d) gets N×512×1×1, but needs a height and width of 2×2 or more.",
+        ),
+        (
+            LENET | {"input_shape": [1, 8, 8], "padding": 0},
+            "does not fit: layer conv2 (Conv2d) gets N×6×2×2, but needs a height and width of 5×5 or more.",
+        ),
+        (
+            LENET | {"input_shape": [1, 12, 12], "padding": 0, "pool": "average"},
+            "does not fit: layer conv2 (Conv2d) gets N×6×4×4, but needs a height and width of 5×5 or more.",
+        ),
+        (
+            COUNTS["NiN"][0] | {"input_shape": [1, 28, 28]},
+            "does not fit: layer pool2 (MaxPool2d) gets N×256×2×2, but needs a height and width of 3×3 or more.",
+        ),
+    ],
+)
+def test_a_shape_that_does_not_fit_gets_a_sentence(changes: dict[str, Any], sentence: str) -> None:
+    options = model_options(changes, "model")
+    with pytest.raises(OptionError) as caught:
+        output_shape(build_model(options), options.input_shape)
+    assert (caught.value.key, str(caught.value)) == ("model", sentence)
+
+
+@pytest.mark.parametrize(
+    ("layers", "got", "sentence"),
+    [
+        ([nn.Conv2d(1, 4, 3), nn.Conv2d(5, 4, 3)], [1, 9, 9], "layer 1 (Conv2d) gets N×4×7×7, but needs 5 channels."),
+        ([nn.BatchNorm2d(3)], [1, 9, 9], "layer 0 (BatchNorm2d) gets N×1×9×9, but needs 3 channels."),
+        ([nn.Unflatten(1, (2, 3))], [7], "layer 0 (Unflatten) gets N×7, but needs "),
+    ],
+)
+def test_layers_of_any_model_get_a_sentence(layers: list[nn.Module], got: list[int], sentence: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        output_shape(nn.Sequential(*layers), got)
+    assert str(caught.value).startswith(f"does not fit: {sentence}")
+
+
+def test_an_unknown_model_gets_a_sentence() -> None:
+    with pytest.raises(UserError, match=r"m\.name: there is no model 'lenett'; did you mean 'lenet'\?"):
+        model_options(LENET | {"name": "lenett"}, "m")
+
+
+def test_the_initial_weights_are_those_that_the_options_name() -> None:
+    def weights(**changes: Any) -> torch.Tensor:
+        return next(built(LENET | changes).parameters()).detach()
+
+    torch.manual_seed(0)
+    theirs = nn.Conv2d(1, 6, 5, padding=2)
+    assert torch.equal(weights(), theirs.weight)
+    bound = (6 / (25 + 150)) ** 0.5  # Glorot and Bengio: the root of 6 / (fan-in + fan-out)
+    xavier = weights(init="xavier_uniform")
+    assert 0.9 * bound < xavier.abs().max() <= bound
+    assert not torch.equal(weights(init="xavier_uniform"), weights())
+    assert torch.equal(weights(init="kaiming_normal"), weights(init="kaiming_normal"))
+    kaiming = built(VGG | {"init": "kaiming_normal"})
+    convolutions = [layer for layer in kaiming.modules() if isinstance(layer, nn.Conv2d)]
+    last = convolutions[-1]
+    assert last.weight.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)  # He et al.: 2 / fan-out
+    assert last.bias is not None
+    assert not last.bias.any()
+
+
+def test_a_1x1_convolution_on_a_1x1_map_is_a_fully_connected_layer() -> None:
+    convolution, layer = nn.Conv2d(32, 10, 1), nn.Linear(32, 10)
+    layer.weight.data, layer.bias.data = convolution.weight.data[:, :, 0, 0], convolution.bias.data  # type: ignore[union-attr]
+    x = torch.randn(5, 32)
+    torch.testing.assert_close(convolution(x[:, :, None, None]).flatten(1), layer(x))
+
+
+def test_a_residual_block_adds_its_input() -> None:
+    block = built(RESNET | {"depth": 18}).eval().get_submodule("group1.0")
+    plain = built(RESNET | {"depth": 18, "residual": False}).eval().get_submodule("group1.0")
+    plain.load_state_dict(block.state_dict())
+    x = torch.rand(2, 64, 8, 8)
+    with torch.inference_mode():
+        torch.testing.assert_close(block(x), F.relu(block.get_submodule("body")(x) + x))
+        torch.testing.assert_close(plain(x), F.relu(block.get_submodule("body")(x)))
+
+
+def test_an_inception_block_lays_four_paths_side_by_side() -> None:
+    block = built(COUNTS["GoogLeNet"][0]).get_submodule("inception1")
+    x = torch.rand(2, 192, 6, 6)
+    y = block(x)
+    assert y.shape == (2, 256, 6, 6)
+    paths = [block.get_submodule(f"path{number}")(x) for number in (1, 2, 3, 4)]
+    assert [path.shape[1] for path in paths] == [64, 128, 32, 32]
+    assert torch.equal(y, torch.cat(paths, 1))
+
+
+PARAMS = params.load(ROOT / "params.yaml")
+IMAGE = {"digits": (1, 28, 28), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+COMPUTE = Compute(threads=1, precision="fp32")
+
+
+def synthetic(dataset: str, count: int) -> tuple[Split, Statistics]:
+    shape = IMAGE[dataset]
+    random = np.random.default_rng(0)
+    split = Split(random.integers(0, 256, (count, *shape), np.uint8), np.arange(count) % 10)
+    known = Statistics(mean=[0.5] * shape[0], std=[0.25] * shape[0], train=count, test=count, classes={"any": count})
+    return split, known
+
+
+@pytest.mark.parametrize("name", PARAMS.labs)
+def test_every_lab_learns_a_batch_by_heart(name: str) -> None:
+    """A whole epoch of one step by the lab's own recipe; then ten steps on one small batch, whose loss falls."""
+    lab = PARAMS.labs[name]
+    choose_device(COMPUTE)
+    split, known = synthetic(lab.dataset, 2)
+    images = Images(split, Pipeline(lab.transform, known), torch.device("cpu"))
+    torch.manual_seed(lab.seed)
+    model = build_model(lab.model)
+    recipe = lab.train.model_copy(update={"epochs": 1, "test_batch_size": 2})
+    before = [p.detach().clone() for p in model.parameters()]
+    state, history = loop.train(model, images, images, recipe, COMPUTE, lab.seed)
+    assert len(history) == 1
+    assert state.keys() == model.state_dict().keys()
+    assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+    inputs, labels = images.batch(slice(0, 2))
+    model.train()
+    for layer in model.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.eval()
+    optimizer = make_optimizer(lab.train.optimizer, model.parameters())
+    losses = []
+    for _ in range(11):
+        loss = F.cross_entropy(model(inputs), labels)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert losses[-1] < losses[0], losses
