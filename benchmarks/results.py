@@ -50,7 +50,7 @@ def main() -> None:
     commands.add_parser("write", help=f"write {results_page.PAGE} from what was kept")
     options = parser.parse_args()
     if options.command == "write":
-        results_page.write(ROOT)
+        (ROOT / results_page.PAGE).write_text(results_page.page(ROOT), encoding="utf-8")
         return
     params = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
     if options.jpeg:

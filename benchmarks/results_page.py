@@ -45,8 +45,8 @@ def records(root: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def write(root: Path) -> None:
-    """Write the page anew, from the runs of the recipes that params.yaml has now."""
+def page(root: Path) -> str:
+    """The page's text, from the runs of the recipes that params.yaml has now."""
     blocks = read_params(root / PARAMS_FILE)["labs"]
     runs: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for record in records(root):
@@ -67,7 +67,7 @@ def write(root: Path) -> None:
     run_at_all = {run[0]["lab"] for run in found} | {run[0]["lab"].replace(JPEG, ORIGINAL) for run in found}
     if missing := [name for name in blocks if name not in run_at_all]:
         parts.append(f"Not run yet: {', '.join(f'`{name}`' for name in missing)}.\n")
-    (root / PAGE).write_text("\n".join(parts), encoding="utf-8")
+    return "\n".join(parts)
 
 
 def _table(runs: Sequence[Sequence[dict[str, Any]]], blocks: dict[str, Any]) -> str:

@@ -1,0 +1,53 @@
+"""docs/results.md: the page is what the kept runs say, and a run is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks import results_page
+from tests.conftest import ROOT, edit_params, run
+
+
+def test_the_page_is_the_one_that_the_kept_runs_give() -> None:
+    text = (ROOT / results_page.PAGE).read_text()
+    assert text == results_page.page(ROOT), "run `python -m benchmarks.results write`"
+
+
+def test_a_run_is_kept_once_and_shown(project: Path) -> None:
+    (project / results_page.RECORDS).write_text("")
+    command = ("python", "-m", "benchmarks.results")
+    done = run(*command, "run", "lenet_digits", "--seeds", "2", "--images", "300", cwd=project)
+    assert done.stdout.count("lenet_digits, seed") == 2
+    first, second = results_page.records(project)
+    assert (first["seed"], second["seed"], first["images"], first["epochs"]) == (1, 2, 300, 1)
+    assert first["accuracy"] != second["accuracy"] or first["loss"] != second["loss"]
+    assert first["parameters"] == 61_706
+    assert 0 < first["accuracy"] < 0.98, "one epoch of five steps"
+    again = run(*command, "run", "lenet_digits", "--images", "300", cwd=project)
+    assert again.stdout == "lenet_digits, seed 1: kept already\n"
+    assert len(results_page.records(project)) == 2
+    assert [path.name for path in (project / ".results").iterdir()] == ["data"]
+
+    edit_params(project, labs__lenet_digits__train__epochs=1)
+    run(*command, "run", "lenet_digits", cwd=project)
+    run(*command, "write", cwd=project)
+    page = (project / results_page.PAGE).read_text()
+    whole = results_page.records(project)[-1]
+    assert "| `lenet_digits` | 98.00% " in page
+    assert f"**{whole['accuracy']:.2%}** | not as expected | 1 of 1 |" in page
+    assert "## A few steps of the heavy labs" in page
+    assert "`--images 300`" in page
+    assert "Not run yet: `lenet_mnist`." in page
+    edit_params(project, labs__lenet_digits__train__epochs=2)
+    run(*command, "write", cwd=project)
+    assert f"**{whole['accuracy']:.2%}**" not in (project / results_page.PAGE).read_text(), "of another recipe"
+    assert json.loads((project / results_page.RECORDS).read_text().splitlines()[0]) == first
+
+
+def test_mistakes_get_a_sentence(project: Path) -> None:
+    done = run("python", "-m", "benchmarks.results", "run", "lenet_cifar10jpeg", cwd=project, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: there is no lab lenet_cifar10jpeg in params.yaml (labs *_cifar10jpeg need --jpeg).\n"
+    )
