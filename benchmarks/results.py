@@ -21,7 +21,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -105,9 +104,7 @@ def _run(lab: str, params: dict[str, Any], options: argparse.Namespace) -> None:
     _write_params(folder, {"datasets": params["datasets"], "labs": {lab: block}})
     _link_data(workspace, folder, block["dataset"], options.images)
     _stage(folder, "build", lab)
-    started = time.monotonic()
     _stage(folder, "train", lab)
-    seconds = time.monotonic() - started
     _stage(folder, "evaluate", lab)
 
     results = folder / "results" / lab
@@ -124,12 +121,11 @@ def _run(lab: str, params: dict[str, Any], options: argparse.Namespace) -> None:
         "test_accuracies": [round(float(row.split(",")[4]), 4) for row in history],
         "per_class": {name: round(scores["accuracy"], 4) for name, scores in metrics["per_class"].items()},
         "parameters": model["parameters"],
-        "seconds": round(seconds, 1),
-        "machine": _machine(),
+        "machine": machine(),
     }
     with (ROOT / results_page.RECORDS).open("a") as file:
         file.write(json.dumps(record, sort_keys=True) + "\n")
-    print(f"{lab}, seed {block['seed']}: {metrics['accuracy']:.2%} in {seconds:.0f} s", flush=True)
+    print(f"{lab}, seed {block['seed']}: {metrics['accuracy']:.2%}", flush=True)
     shutil.rmtree(folder)
 
 
@@ -170,7 +166,8 @@ def _stage(folder: Path, stage: str, name: str) -> None:
         sys.exit(f"Error: {stage}@{name} failed; see {folder / 'log.txt'}.")
 
 
-def _machine() -> str:
+def machine() -> str:
+    """What this machine computes with: its GPU, or else its processor."""
     import torch
 
     if os.environ.get("LABDAG_DEVICE") != "cpu" and torch.cuda.is_available():

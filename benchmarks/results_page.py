@@ -22,7 +22,8 @@ What each lab of `params.yaml` should reach by its own recipe, and what it reach
 `python -m benchmarks.results write` from [results.jsonl](results.jsonl), which holds a line for each run; the
 commands below add such lines. A run is the lab's stages as programs, by the recipe as it stands in `params.yaml`.
 Accuracies are those on the test images after the best epoch, which is picked by them, as the course does it.
-Where there are several seeds, the figure is their mean ± standard deviation.
+Where there are several seeds, the figure is their mean ± standard deviation. What a lab costs stands in `params.yaml`;
+`python -m benchmarks.cost` measures it.
 """
 JPEG_NOTE = """CIFAR-10's images as JPEG files, which have lost some detail: what is reached here is no result of
 CIFAR-10. The labs are those of CIFAR-10 in all else. The archive, which `--jpeg` names, has a folder for each class in
@@ -87,11 +88,10 @@ def _table(runs: Sequence[Sequence[dict[str, Any]]], blocks: dict[str, Any]) -> 
                 else "-",
                 ", ".join(str(record["best_epoch"]) for record in run) + f" of {first['epochs']}",
                 f"{statistics.mean(record['loss'] for record in run):.4f}",
-                f"{_duration(statistics.mean(record['seconds'] for record in run))}",
                 _how(run),
             )
         )
-    header = ("lab", "expected", "measured", "verdict", "best epoch", "test loss", "training takes", "how")
+    header = ("lab", "expected", "measured", "verdict", "best epoch", "test loss", "how")
     return _markdown(header, rows)
 
 
@@ -123,12 +123,11 @@ def _few(runs: Sequence[Sequence[dict[str, Any]]]) -> str:
             f"{run[0]['images']:,}",
             f"{run[0]['first_train_loss']:.3f}",
             f"{run[0]['loss']:.3f}",
-            _duration(run[0]["seconds"]),
             f"{_how(run)}; `--images {run[0]['images']}`",
         )
         for run in runs
     ]
-    return _markdown(("lab", "training images", "mean training loss", "test loss after", "took", "how"), rows)
+    return _markdown(("lab", "training images", "mean training loss", "test loss after", "how"), rows)
 
 
 def _how(run: Sequence[dict[str, Any]]) -> str:
@@ -144,10 +143,6 @@ def _spread(values: Sequence[float]) -> str:
     if len(values) == 1:
         return f"{values[0]:.2%}"
     return f"{statistics.mean(values):.2%} ± {100 * statistics.stdev(values):.2f}"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,0 +1,106 @@
+"""What a lab's training costs on this machine, from some of its steps: for `expect.cost` in params.yaml.
+
+    python -m benchmarks.cost                     # every lab
+    python -m benchmarks.cost vgg_cifar10 --steps 3
+
+Steps run on random images of the dataset's shape, by the lab's own recipe, threads and precision; the median
+step times the recipe's number of steps, and the same for the tests after each epoch, is the cost of the training.
+Let nothing else run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics as numbers
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from benchmarks.results import machine
+from stages import params
+from stages.datasets.arrays import Split
+from stages.datasets.statistics import Statistics
+from stages.datasets.transforms import Pipeline
+from stages.learning.images import Images
+from stages.learning.recipe import choose_device, make_optimizer
+from stages.learning.scoring import autocast, predict
+from stages.models import build_model
+
+# Shape of an image, training images, test images.
+DATASETS = {
+    "digits": ((1, 28, 28), 1_347, 450),
+    "mnist": ((1, 28, 28), 60_000, 10_000),
+    "fashion_mnist": ((1, 28, 28), 60_000, 10_000),
+    "cifar10": ((3, 32, 32), 50_000, 10_000),
+}
+WARM_UP = 2
+
+
+def main() -> None:
+    """Time the labs named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("labs", nargs="*", metavar="LAB", help="default: every lab")
+    parser.add_argument("--steps", type=int, default=20, help="steps to time (default: 20)")
+    options = parser.parse_args()
+    labs = params.load(Path(__file__).parents[1] / "params.yaml").labs
+    print(machine())
+    for name in options.labs or labs:
+        seconds = _training(labs[name], options.steps)
+        compute = labs[name].compute
+        threads = "1 thread" if compute.threads == 1 else f"{compute.threads} threads"
+        print(f"{name}: {_told(seconds)} of training ({threads}, {compute.precision})", flush=True)
+
+
+def _told(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _training(lab: Any, steps: int) -> float:
+    """Seconds that the lab's whole training takes."""
+    shape, training, test = DATASETS[lab.dataset]
+    device = choose_device(lab.compute)
+    random = np.random.default_rng(0)
+    count = max(lab.train.batch_size, lab.train.test_batch_size)
+    split = Split(random.integers(0, 256, (count, *shape), np.uint8), random.integers(0, 10, count))
+    known = Statistics(mean=[0.5] * shape[0], std=[0.25] * shape[0], train=count, test=count, classes={"any": count})
+    images = Images(split, Pipeline(lab.transform, known), device)
+    model = build_model(lab.model).to(device).to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(lab.train.optimizer, model.parameters())
+    augmentation = torch.Generator().manual_seed(0)
+
+    def step() -> None:
+        model.train()
+        inputs, labels = images.batch(slice(0, lab.train.batch_size), augmentation)
+        with autocast(lab.compute, device):
+            outputs = model(inputs)
+        optimizer.zero_grad()
+        F.cross_entropy(outputs.float(), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    def test_step() -> None:
+        predict(model, images.part(torch.arange(lab.train.test_batch_size)), lab.train.test_batch_size, lab.compute)
+
+    epoch = numbers.median(_timed(step, steps)) * -(-training // lab.train.batch_size)
+    epoch += numbers.median(_timed(test_step, max(1, steps // 5))) * test / lab.train.test_batch_size
+    return float(epoch * lab.train.epochs)
+
+
+def _timed(work: Callable[[], None], times: int) -> Iterator[float]:
+    for number in range(WARM_UP + times):
+        started = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if number >= WARM_UP:
+            yield time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
