@@ -33,7 +33,7 @@ schema: .venv/installed  ## Write params.schema.json anew, after a change of the
 	@$(BIN)/python -m stages.params schema > params.schema.json.part && mv params.schema.json.part params.schema.json
 
 dag: .venv/installed  ## Write the comparisons of params.yaml into dvc.yaml, after a change of their labs
-	@$(BIN)/python -m stages.params dag > dvc.yaml.part && mv dvc.yaml.part dvc.yaml
+	@$(BIN)/python -m stages.params dag
 
 clean:  ## Remove .venv and the caches of tools; data, results and DVC's cache stay
 	rm -rf .venv build ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dvc_plots

@@ -40,9 +40,9 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run labs and keep what they reached")
     run.add_argument("labs", nargs="+", metavar="LAB")
-    run.add_argument("--seeds", type=int, default=1, help="run with seeds 1 to N (default: 1)")
-    run.add_argument("--images", type=int, help="train one epoch on the first N training images only")
-    run.add_argument("--threads", type=int, help="in the place of the lab's own compute.threads")
+    run.add_argument("--seeds", type=_positive, metavar="N", help="run with seeds 1 to N (default: the lab's own)")
+    run.add_argument("--images", type=_positive, metavar="N", help="train one epoch on N of the training images only")
+    run.add_argument("--threads", type=_positive, help="in the place of the lab's own compute.threads")
     run.add_argument("--precision", choices=("fp32", "bf16"), help="in the place of the lab's own compute.precision")
     run.add_argument("--jpeg", type=Path, metavar="ARCHIVE", help=f"images of the labs *_{results_page.JPEG}")
     run.add_argument("--workspace", type=Path, default=ROOT / ".results", help="where to run (default: .results)")
@@ -53,6 +53,8 @@ def main() -> None:
         return
     params = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
     if options.jpeg:
+        if not options.jpeg.is_file():
+            sys.exit(f"Error: --jpeg names {options.jpeg}, but there is no such file.")
         _add_jpeg(params, options.jpeg.resolve())
     unknown = [lab for lab in options.labs if lab not in params["labs"]]
     if unknown:
@@ -60,14 +62,19 @@ def main() -> None:
             f"Error: there is no lab {', '.join(unknown)} in params.yaml (labs *_{results_page.JPEG} need --jpeg)."
         )
     for lab in options.labs:
-        for seed in range(1, options.seeds + 1):
-            block = params["labs"][lab]
+        block = params["labs"][lab]
+        for seed in range(1, options.seeds + 1) if options.seeds else [block["seed"]]:
             block["seed"] = seed
             block["compute"]["threads"] = options.threads or block["compute"]["threads"]
             block["compute"]["precision"] = options.precision or block["compute"]["precision"]
-            if options.images:
-                block["train"]["epochs"] = 1
             _run(lab, params, options)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"is {number}, but should be 1 or more")
+    return number
 
 
 def _add_jpeg(params: dict[str, Any], archive: Path) -> None:
@@ -93,6 +100,7 @@ def _run(lab: str, params: dict[str, Any], options: argparse.Namespace) -> None:
         "precision": block["compute"]["precision"],
         "threads": block["compute"]["threads"],
         "recipe": results_page.recipe_key(block),
+        "machine": machine(),
     }
     known = results_page.records(ROOT)
     if any(key.items() <= record.items() for record in known):
@@ -101,6 +109,8 @@ def _run(lab: str, params: dict[str, Any], options: argparse.Namespace) -> None:
     workspace: Path = options.workspace
     folder = workspace / f"{lab}-{block['seed']}-{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
+    if options.images:
+        block = block | {"train": block["train"] | {"epochs": 1, "schedule": {"name": "constant"}}}
     _write_params(folder, {"datasets": params["datasets"], "labs": {lab: block}})
     _link_data(workspace, folder, block["dataset"], options.images)
     _stage(folder, "build", lab)
@@ -121,7 +131,6 @@ def _run(lab: str, params: dict[str, Any], options: argparse.Namespace) -> None:
         "test_accuracies": [round(float(row.split(",")[4]), 4) for row in history],
         "per_class": {name: round(scores["accuracy"], 4) for name, scores in metrics["per_class"].items()},
         "parameters": model["parameters"],
-        "machine": machine(),
     }
     with (ROOT / results_page.RECORDS).open("a") as file:
         file.write(json.dumps(record, sort_keys=True) + "\n")
@@ -150,9 +159,10 @@ def _link_data(workspace: Path, folder: Path, dataset: str, images: int | None) 
     raw, mine = whole / "raw" / dataset, folder / "data" / "raw" / dataset
     mine.mkdir(parents=True)
     shutil.copy(raw / "classes.json", mine)
-    for part, count in (("train", images), ("test", min(images, LEAST_TEST_IMAGES))):
+    for part, wanted in (("train", images), ("test", min(images, LEAST_TEST_IMAGES))):
+        there = len(np.load(raw / f"{part}_labels.npy"))
         # Spread over the whole set: some archives are sorted by class.
-        chosen = np.linspace(0, len(np.load(raw / f"{part}_labels.npy")) - 1, count).round().astype(int)
+        chosen = np.linspace(0, there - 1, min(wanted, there)).round().astype(int)
         for what in ("images", "labels"):
             np.save(mine / f"{part}_{what}.npy", np.load(raw / f"{part}_{what}.npy", mmap_mode="r")[chosen])
 

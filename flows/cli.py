@@ -294,6 +294,7 @@ def _described(lab: Any) -> dict[str, str]:
 def _table(rows: list[dict[str, str]]) -> Table:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     columns = list(dict.fromkeys(column for row in rows for column in row))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -306,7 +307,7 @@ def _table(rows: list[dict[str, str]]) -> Table:
             overflow="fold",
         )
     for row in rows:
-        table.add_row(*(row.get(column, "-") for column in columns))
+        table.add_row(*(Text(row.get(column, "-")) for column in columns))
     return table
 
 

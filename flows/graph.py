@@ -66,7 +66,8 @@ def load(root: Path) -> dict[str, Stage]:
     """All stages of the repository, each after those that it depends on.
 
     Raises:
-        GraphError: dvc.yaml, params.yaml or dvc.lock can't be read; DVC's own sentence says why.
+        GraphError: dvc.yaml, params.yaml or dvc.lock can't be read (DVC's own sentence says why), or a stage's
+            `meta:` is not of the shape that labdag reads.
     """
     with _opened(root) as repo:
         graph = repo.index.graph
@@ -74,7 +75,7 @@ def load(root: Path) -> dict[str, Stage]:
             _name(node): Stage(
                 name=_name(node),
                 upstream=tuple(sorted(map(_name, graph.successors(node)))),
-                meta=dict(node.meta or {}),
+                meta=_meta(node),
                 metrics=tuple(_relative(repo, out) for out in node.outs if out.metric),
             )
             for node in repo.index.stages
@@ -127,11 +128,10 @@ def select(stages: dict[str, Stage], targets: Sequence[str]) -> dict[str, Stage]
 def results(stages: dict[str, Stage]) -> dict[str, dict[str, Stage]]:
     """The keys that stand for a result, each with its stages and those that lead to it, up to other results.
 
-    They are those whose stages name a report or figures in their `meta:`; where there are none, those that no
-    other key depends on.
+    They are those whose stages name a report or figures in their `meta:`, and those that no other key depends on.
     """
-    shown = dict.fromkeys(s.key for s in stages.values() if s.meta.keys() & {"report", "summary"})
-    keys = shown or dict.fromkeys(s.key for s in stages.values() if s.key not in _read_by_others(stages))
+    read = _read_by_others(stages)
+    keys = dict.fromkeys(s.key for s in stages.values() if s.key not in read or s.meta.keys() & {"report", "summary"})
     found = {key: {stage.name for stage in stages.values() if stage.key == key} for key in keys}
     for members in found.values():
         for stage in reversed(stages.values()):
@@ -179,6 +179,28 @@ def _name(node: Any) -> str:
     if name is None:
         return path
     return str(name) if path == "dvc.yaml" else f"{path}:{name}"
+
+
+def _meta(node: Any) -> dict[str, Any]:
+    """A stage's `meta:`, of which DVC leaves the shape to us; keys that labdag does not know may hold anything.
+
+    Raises:
+        GraphError: what labdag would read of it has another shape.
+    """
+    meta = {} if node.meta is None else node.meta
+    if not isinstance(meta, dict):
+        raise _wrong_meta(node, "meta", meta, 'a block, such as `meta: {summary: {accuracy: ".2%"}}`')
+    summary, report = meta.get("summary", {}), meta.get("report", "")
+    if not isinstance(summary, dict) or not all(isinstance(text, str) for pair in summary.items() for text in pair):
+        wanted = 'figures with the format of each, such as `meta.summary: {accuracy: ".2%"}`'
+        raise _wrong_meta(node, "meta.summary", summary, wanted)
+    if not isinstance(report, str):
+        raise _wrong_meta(node, "meta.report", report, "the path of a page, such as `meta.report: results/report.html`")
+    return meta
+
+
+def _wrong_meta(node: Any, key: str, value: Any, wanted: str) -> GraphError:
+    return GraphError(f"{node.path_in_repo}: {key} of stage {_name(node)} is {value!r}, but should be {wanted}.")
 
 
 def _relative(repo: Repo, out: Any) -> str:

@@ -20,14 +20,14 @@ def figures(root: Path, stages: Iterable[Stage], without: Container[str] = ()) -
 
     A stage names them in dvc.yaml, with the format to print each in: `meta: {summary: {accuracy: ".2%"}}`.
     They are looked up in the stage's metrics files; what is not there yet is shown as a dash,
-    and so are the figures of stages in `without`.
+    and so are the figures of stages in `without`. What the format does not fit is shown as it is.
     """
     found: dict[str, str] = {}
     for stage in stages:
         wanted = stage.meta.get("summary", {})
         values = metrics(root, [stage]) if wanted and stage.name not in without else {}
         for name, style in wanted.items():
-            found[name] = format(values[name], style) if name in values else MISSING
+            found[name] = _formatted(values[name], style) if name in values else MISSING
     return found
 
 
@@ -42,7 +42,7 @@ def metrics(root: Path, stages: Iterable[Stage]) -> dict[str, Any]:
 
 def report(stages: Iterable[Stage]) -> str:
     """The page that a person will want to open, from the last stage that names one (`meta: {report: PATH}`)."""
-    return next((str(s.meta["report"]) for s in reversed(list(stages)) if "report" in s.meta), MISSING)
+    return next((s.meta["report"] for s in reversed(list(stages)) if "report" in s.meta), MISSING)
 
 
 def rows(root: Path, stages: dict[str, Stage], outcomes: Mapping[str, Outcome]) -> list[dict[str, str]]:
@@ -73,6 +73,13 @@ def counts(outcomes: Iterable[Outcome]) -> str:
     told = [f"{endings.count(Ending.COMPLETED)} run", f"{sum(e in REUSED for e in endings)} reused"]
     told += [f"{endings.count(ending)} {ending.lower()}" for ending in BAD if ending in endings]
     return f"{len(endings)} stages: {', '.join(told)}"
+
+
+def _formatted(value: Any, style: str) -> str:
+    try:
+        return format(value, style)
+    except (ValueError, TypeError, OverflowError):
+        return value if isinstance(value, str) else json.dumps(value)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -15,16 +15,29 @@ from pathlib import Path
 from stages.learning.group import Group
 from stages.program.command import command
 from stages.program.files import new_folder, write_bytes, write_text
-from stages.program.options import check, read_block
+from stages.program.options import PARAMS_FILE, UserError, check, read_block
 from stages.show import comparison
 from stages.show.grids import png
 
 DPI = 110
 
 
-def main(group: str) -> None:
-    """Compare the labs of group `group`."""
+def main(group: str, *declared: str) -> None:
+    """Compare the labs of group `group`.
+
+    Args:
+        group: its name.
+        declared: labs whose results dvc.yaml declares as inputs; the same one may come twice. None are no check.
+
+    Raises:
+        UserError: they are not those of the group, so that DVC would not see when one of them changes.
+    """
     section = check(Group, read_block("compare", group), f"compare.{group}")
+    if declared and set(declared) != set(section.labs):
+        raise UserError(
+            f"{PARAMS_FILE}: compare.{group}.labs are {', '.join(section.labs)}, but dvc.yaml was written for "
+            f"{', '.join(dict.fromkeys(declared))}; run `make dag`."
+        )
     results = Path("results/compare") / group
     sides = [comparison.load(lab) for lab in section.labs]
     rows = comparison.table(sides)
@@ -61,4 +74,4 @@ def _print(rows: list[comparison.Row]) -> None:
 
 
 if __name__ == "__main__":
-    command(main, "GROUP", __doc__)
+    command(main, "GROUP", __doc__, others="LAB")

@@ -3,7 +3,7 @@
 No stage imports this module: else each new option of one lab would be a change in the code of all.
 
     python -m stages.params schema     print the JSON Schema that editors complete and check params.yaml by
-    python -m stages.params dag        print dvc.yaml with the labs of each comparison as params.yaml has them
+    python -m stages.params dag        write the comparisons of params.yaml into dvc.yaml
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from stages.learning.expectation import Expectation
 from stages.learning.expectation import judge as judge  # for whoever checks a lab from outside
 from stages.learning.group import Group
 from stages.learning.recipe import Compute, Recipe
+from stages.program.files import write_text
 from stages.program.options import (
     PARAMS_FILE,
     BlockName,
@@ -50,6 +51,7 @@ def _union(package: str, names: list[str], attribute: str, discriminator: str) -
     return Annotated[functools.reduce(operator.or_, members), Field(discriminator=discriminator)]
 
 
+DVC_FILE = "dvc.yaml"
 # What a comparison reads of each of its labs, below results/<lab>/.
 INPUTS = ("history.csv", "metrics.json", "model.json")
 
@@ -108,6 +110,8 @@ def load(path: Path = Path(PARAMS_FILE)) -> Params:
         for name, lab in params.labs.items()
         if lab.dataset not in params.datasets
     ]
+    if "compare" in params.labs:
+        faults.append(f"{PARAMS_FILE}: labs.compare: comparisons have this folder of results; take another name.")
     faults += [
         f"{PARAMS_FILE}: labs.{name}: a dataset has this name already; a lab needs one of its own."
         for name in params.labs
@@ -142,8 +146,12 @@ def dag(text: str, groups: Mapping[str, Group]) -> str:
     """
     longest = max((len(group.labs) for group in groups.values()), default=0)
     lists = {name: [*group.labs, *[group.labs[-1]] * (longest - len(group.labs))] for name, group in groups.items()}
-    comparisons = [f"{name}: [{', '.join(labs)}]" for name, labs in lists.items()]
-    inputs = [f"- results/${{item[{place}]}}/{file}" for place in range(longest) for file in INPUTS]
+    # As JSON, which is YAML with quotes, for a lab may be called `null`.
+    comparisons = [
+        f"{json.dumps(name)}: {json.dumps({'labs': ' '.join(groups[name].labs), 'inputs': labs})}"
+        for name, labs in lists.items()
+    ]
+    inputs = [f"- results/${{item.inputs[{place}]}}/{file}" for place in range(longest) for file in INPUTS]
     return _between("comparisons", comparisons or ["{}"], _between("inputs", inputs, text))
 
 
@@ -162,6 +170,10 @@ if __name__ == "__main__":
         case ["schema"]:
             print(json_schema(), end="")
         case ["dag"]:
-            print(dag(Path("dvc.yaml").read_text(encoding="utf-8"), load().compare), end="")
+            try:
+                groups = load().compare
+            except UserError as error:
+                sys.exit(f"Error: {error}")
+            write_text(Path(DVC_FILE), dag(Path(DVC_FILE).read_text(encoding="utf-8"), groups))
         case _:
             sys.exit("usage: python -m stages.params schema|dag")

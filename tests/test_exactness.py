@@ -143,7 +143,7 @@ EDITS: dict[str, tuple[Callable[[Path], object], set[str], set[str]]] = {
         set(),
     ),
     "threads": (
-        params(labs__lenet_mnist__compute__threads=1),
+        params(labs__lenet_mnist__compute__threads=2),
         of("lenet_mnist", "train", "evaluate", "plot"),
         set(),
     ),

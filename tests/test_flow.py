@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from flows.graph import GraphError, Stage, results, select
+from flows.summary import figures
 from tests.conftest import edit_params, run
 
 TOY = """
@@ -390,6 +391,82 @@ def test_results_are_the_keys_that_nothing_else_builds_on() -> None:
         "ab": {"get@m", "fit@ab"},
         "alone": {"alone"},
     }
+
+
+def test_results_are_the_keys_with_a_summary_or_a_report_and_those_that_nothing_else_builds_on() -> None:
+    shown = {"summary": {"score": ".1%"}}
+    toy = (
+        Stage("prepare"),
+        Stage("evaluate", ("prepare",), shown),
+        Stage("deploy", ("evaluate",)),
+        Stage("docs"),
+        Stage("get@m"),
+        Stage("fit@a", ("get@m",), shown),
+        Stage("show@a", ("fit@a",), {"report": "a.html"}),
+        Stage("compare@both", ("fit@a", "evaluate"), {"report": "both.html"}),
+        Stage("get@unused"),
+    )
+    found = results({stage.name: stage for stage in toy})
+    assert {key: list(stages) for key, stages in found.items()} == {
+        "evaluate": ["prepare", "evaluate"],
+        "deploy": ["deploy"],
+        "docs": ["docs"],
+        "a": ["get@m", "fit@a", "show@a"],
+        "both": ["compare@both"],
+        "unused": ["get@unused"],
+    }
+
+
+def rows_of(listed: str) -> dict[str, str]:
+    """Lines of `labdag list` by their first column."""
+    return {line.split()[0]: line for line in listed.splitlines() if line.strip()}
+
+
+def test_a_value_that_its_format_does_not_fit_is_shown_as_it_is(toy: Callable[..., Path]) -> None:
+    formats = "{word: .2%, none: .2%, list: d, half: d, fine: .1%, odd: what}"
+    folder = toy(f"stages:\n  a:\n    cmd: ls\n    metrics: [a.json]\n    meta: {{summary: {formats}}}\n")
+    values = {"word": "high", "none": None, "list": [1], "half": 0.5, "fine": 0.125, "odd": 3}
+    (folder / "a.json").write_text(json.dumps(values))
+    row = rows_of(run("labdag", "list", cwd=folder).stdout)["a"]
+    assert row.split()[1:7] == ["high", "null", "[1]", "0.5", "12.5%", "3"]
+
+    (folder / "a.json").write_text(json.dumps({"score": 10**400}))  # more than a floating-point number can hold
+    assert figures(folder, [Stage("a", (), {"summary": {"score": ".1%"}}, ("a.json",))]) == {"score": str(10**400)}
+
+
+BLOCK = """, but should be a block, such as `meta: {summary: {accuracy: ".2%"}}`."""
+FIGURES = """, but should be figures with the format of each, such as `meta.summary: {accuracy: ".2%"}`."""
+
+
+@pytest.mark.parametrize(
+    ("meta", "sentence"),
+    [
+        (
+            "hello",
+            """meta of stage a@x is 'hello', but should be a block, such as `meta: {summary: {accuracy: ".2%"}}`.""",
+        ),
+        ("[1]", """meta of stage a@x is [1], but should be a block, such as `meta: {summary: {accuracy: ".2%"}}`."""),
+        ("{summary: [acc]}", "meta.summary of stage a@x is ['acc']" + FIGURES),
+        ("{summary: }", "meta.summary of stage a@x is None" + FIGURES),
+        ("{summary: {acc: 2}}", "meta.summary of stage a@x is {'acc': 2}" + FIGURES),
+        ("{summary: {1: d}}", "meta.summary of stage a@x is {1: 'd'}" + FIGURES),
+        (
+            "{report: [a.html]}",
+            "meta.report of stage a@x is ['a.html'], but should be the path of a page, such as "
+            "`meta.report: results/report.html`.",
+        ),
+    ],
+)
+def test_meta_of_another_shape_is_told(meta: str, sentence: str, toy: Callable[..., Path]) -> None:
+    folder = toy(f"stages:\n  a:\n    foreach: [x]\n    do: {{cmd: touch x, outs: [x], meta: {meta}}}\n")
+    for command in ("list", "run"):
+        done = run("labdag", command, cwd=folder, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", f"Error: dvc.yaml: {sentence}\n")
+
+
+def test_meta_that_labdag_does_not_know_may_hold_anything(toy: Callable[..., Path]) -> None:
+    folder = toy("stages:\n  a: {cmd: ls, meta: {owner: [me]}}\n  b: {cmd: ls, meta: }\n")
+    assert {"a", "b"} <= rows_of(run("labdag", "list", cwd=folder).stdout).keys()
 
 
 def test_the_first_lab_runs_without_a_server_then_runs_nothing(project: Path) -> None:

@@ -82,7 +82,7 @@ def test_normalisation_equals_torchvisions_bit_for_bit(channels: int) -> None:
 
 def offsets(crops: torch.Tensor) -> torch.Tensor:
     """Where each crop of the picture in which a pixel's value is its place (row, column) begins."""
-    return crops[:, :2, 4, 4].long() - 4 - 1 + 4
+    return crops[:, :2, 4, 4].long() - 1
 
 
 def test_random_crops_are_those_of_torchvision() -> None:
@@ -392,7 +392,7 @@ def test_training_stops_early_when_nothing_improves() -> None:
 
 def test_a_last_batch_of_one_image_is_too_few_for_batch_normalisation() -> None:
     model = lenet(batch_norm=True)
-    with pytest.raises(OptionError, match="is 16, which leaves a batch of one image, too few for batch") as caught:
+    with pytest.raises(OptionError, match="is 16, which leaves a last batch of one image, too few for batch") as caught:
         loop.train(model, images(33), images(20), recipe(), COMPUTE, seed=1)
     assert caught.value.key == "train.batch_size"
 
@@ -401,6 +401,7 @@ def test_a_last_batch_of_one_image_is_too_few_for_batch_normalisation() -> None:
     ("changes", "sentence"),
     [
         ({"loss": "nll", "label_smoothing": 0.1}, "label_smoothing needs the loss cross_entropy"),
+        ({"schedule": {"name": "cosine", "min_lr": 0.1}}, "schedule.min_lr is 0.1, but should not be more than"),
         ({"schedule": {"name": "cosine", "warmup_epochs": 2}}, "schedule.warmup_epochs is 2, but should be less than"),
     ],
 )
@@ -455,6 +456,13 @@ def test_nothing_expected_is_nothing_missed() -> None:
     assert judge(Expectation(), 0.5) == Verdict(None, "50.00%; no accuracy is expected of this lab")
     with pytest.raises(ValidationError, match="accuracy and tolerance go together"):
         Expectation(accuracy=0.9)
+
+
+def test_outputs_that_are_no_numbers_get_a_sentence() -> None:
+    """Of one step the loss is that before it; what the step did shows in the test after it."""
+    options = recipe(epochs=1, batch_size=100, optimizer={"name": "sgd", "lr": 1e30})
+    with pytest.raises(OptionError, match="too high: after epoch 1 the model's outputs are no finite numbers"):
+        loop.train(lenet(), images(100), images(50), options, COMPUTE, seed=1)
 
 
 def test_a_device_that_is_not_there_gets_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.nn import functional as F
 
@@ -168,6 +169,8 @@ def test_the_initial_weights_are_those_that_the_options_name() -> None:
     xavier = weights(init="xavier_uniform")
     assert 0.9 * bound < xavier.abs().max() <= bound
     assert not torch.equal(weights(init="xavier_uniform"), weights())
+    last: Any = list(built(LENET | {"init": "xavier_uniform"}).parameters())[-2]
+    assert 0.9 * (6 / 94) ** 0.5 < last.abs().max() <= (6 / 94) ** 0.5, "fully connected layers too"
     assert torch.equal(weights(init="kaiming_normal"), weights(init="kaiming_normal"))
     kaiming = built(VGG | {"init": "kaiming_normal"})
     convolutions = [layer for layer in kaiming.modules() if isinstance(layer, nn.Conv2d)]
@@ -194,14 +197,127 @@ def test_a_residual_block_adds_its_input() -> None:
         torch.testing.assert_close(plain(x), F.relu(block.get_submodule("body")(x)))
 
 
+def same_weights(ours: nn.Module, theirs: nn.Module) -> None:
+    """Give `theirs` our weights; both have them in the same order."""
+    mine, others = ours.state_dict().values(), theirs.state_dict()
+    theirs.load_state_dict(dict(zip(others, mine, strict=True)))
+
+
+def assert_same_function(ours: nn.Module, theirs: Any, shape: list[int], training: bool = False) -> None:
+    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
+    ours.train(training)
+    if isinstance(theirs, nn.Module):
+        theirs.train(training)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50])
+def test_a_resnet_computes_what_torchvisions_does(depth: int) -> None:
+    ours = built(RESNET | {"depth": depth})
+    theirs = getattr(torchvision.models, f"resnet{depth}")(num_classes=10)
+    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    same_weights(ours, theirs)
+    # In training, batch normalisation takes the batch's own statistics, so that it matters where it stands.
+    assert_same_function(ours, theirs, [3, 32, 32], training=True)
+
+
+@pytest.mark.parametrize(("name", "batch_norm"), [("vgg16", False), ("vgg16_bn", True)])
+def test_a_vgg_computes_what_torchvisions_does(name: str, batch_norm: bool) -> None:
+    ours = built(VGG16 | {"batch_norm": batch_norm})
+    theirs = getattr(torchvision.models, name)(num_classes=10)
+    theirs.avgpool, theirs.classifier[0] = nn.Identity(), nn.Linear(512, 4096)
+    same_weights(ours, theirs)
+    assert_same_function(ours, theirs, [3, 32, 32])
+    kinds = [type(layer) for layer in (*theirs.features, nn.Flatten(), *theirs.classifier)]
+    assert [type(layer) for layer in ours.children()] == kinds, "dropout too"
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize(
+    ("activation", "act"), [("relu", torch.relu), ("sigmoid", torch.sigmoid), ("tanh", torch.tanh)]
+)
+@pytest.mark.parametrize(("pool", "pooled"), [("max", F.max_pool2d), ("average", F.avg_pool2d)])
+def test_a_lenet_computes_what_its_options_say(
+    activation: str, act: Any, pool: str, pooled: Any, batch_norm: bool
+) -> None:
+    net = built(LENET | {"activation": activation, "pool": pool, "batch_norm": batch_norm})
+    layer: dict[str, Any] = dict(net.named_children())
+
+    def norm(number: int, x: torch.Tensor) -> torch.Tensor:
+        return layer[f"norm{number}"](x) if batch_norm else x
+
+    def by_hand(x: torch.Tensor) -> Any:
+        x = pooled(act(norm(1, F.conv2d(x, layer["conv1"].weight, layer["conv1"].bias, padding=2))), 2)
+        x = pooled(act(norm(2, F.conv2d(x, layer["conv2"].weight, layer["conv2"].bias))), 2)
+        x = act(norm(3, layer["fc1"](x.flatten(1))))
+        return layer["fc3"](act(norm(4, layer["fc2"](x))))
+
+    for layer_ in net.modules():  # so that batch normalisation in evaluation changes something
+        if isinstance(layer_, nn.BatchNorm1d | nn.BatchNorm2d):
+            layer_.running_mean, layer_.running_var = torch.rand(2, layer_.num_features)
+    assert_same_function(net, by_hand, [1, 28, 28])
+
+
+def test_a_nin_computes_convolutions_with_two_1x1_ones_after_each() -> None:
+    net = built(COUNTS["NiN"][0]).eval()
+    weights: list[Any] = list(net.parameters())
+
+    def by_hand(x: torch.Tensor) -> torch.Tensor:
+        shapes = [(4, 0), (1, 2), (1, 1), (1, 1)]
+        for number, (stride, padding) in enumerate(shapes):
+            weight, bias, *ones = weights[6 * number : 6 * number + 6]
+            x = F.relu(F.conv2d(x, weight, bias, stride, padding))
+            x = F.relu(F.conv2d(F.relu(F.conv2d(x, ones[0], ones[1])), ones[2], ones[3]))
+            x = F.max_pool2d(x, 3, 2) if number < 3 else x.mean((2, 3))
+        return x
+
+    assert_same_function(net, by_hand, [1, 224, 224])
+
+
 def test_an_inception_block_lays_four_paths_side_by_side() -> None:
     block = built(COUNTS["GoogLeNet"][0]).get_submodule("inception1")
-    x = torch.rand(2, 192, 6, 6)
-    y = block(x)
-    assert y.shape == (2, 256, 6, 6)
-    paths = [block.get_submodule(f"path{number}")(x) for number in (1, 2, 3, 4)]
-    assert [path.shape[1] for path in paths] == [64, 128, 32, 32]
-    assert torch.equal(y, torch.cat(paths, 1))
+    weights = list(block.parameters())
+
+    def conv(x: torch.Tensor, number: int, padding: int = 0) -> torch.Tensor:
+        return F.relu(F.conv2d(x, weights[2 * number], weights[2 * number + 1], padding=padding))
+
+    def by_hand(x: torch.Tensor) -> torch.Tensor:
+        paths = [
+            conv(x, 0),
+            conv(conv(x, 1), 2, padding=1),
+            conv(conv(x, 3), 4, padding=2),
+            conv(F.max_pool2d(x, 3, 1, 1), 5),
+        ]
+        assert [path.shape[1] for path in paths] == [64, 128, 32, 32]
+        return torch.cat(paths, 1)
+
+    assert_same_function(block, by_hand, [192, 6, 6])
+
+
+DROPOUT = {"AlexNet": ["dropout1", "dropout2"], "NiN": ["dropout"], "VGG-16": ["dropout1", "dropout2"]}
+
+
+@pytest.mark.parametrize("model", DROPOUT)
+def test_a_model_drops_out_where_its_source_does(model: str) -> None:
+    layers = dict(built(COUNTS[model][0]).named_children())
+    dropped = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Dropout)}
+    assert list(dropped) == DROPOUT[model]
+    assert all(layer.p == 0.5 for layer in dropped.values())
+
+
+def test_an_alexnet_computes_convolutions_and_overlapping_poolings() -> None:
+    net = built(COUNTS["AlexNet"][0])
+    weights: list[Any] = list(net.parameters())
+
+    def by_hand(x: torch.Tensor) -> torch.Tensor:
+        for number, (padding, pooled) in enumerate([(2, True), (2, True), (1, False), (1, False), (1, True)]):
+            x = F.relu(F.conv2d(x, weights[2 * number], weights[2 * number + 1], padding=padding))
+            x = F.max_pool2d(x, 3, 2) if pooled else x
+        x = F.relu(F.linear(x.flatten(1), *weights[10:12]))
+        return F.linear(F.relu(F.linear(x, *weights[12:14])), *weights[14:16])
+
+    assert_same_function(net, by_hand, [3, 32, 32])
 
 
 PARAMS = params.load(ROOT / "params.yaml")

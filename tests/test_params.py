@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jsonschema
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from ruamel.yaml import YAML
 
 from stages import params
-from stages.program.options import Options, UserError, read_section
+from stages.program.options import Options, UserError, check, read_section
 from tests.conftest import ROOT, edit_params, run
 
 
@@ -127,6 +127,30 @@ MISTAKES = [
         {"labs__lenet_digits__model__input_shape": [1, 28]},
         "labs.lenet_digits.model.input_shape is [1, 28], but should have 3 values.",
     ),
+    (
+        {"labs__lenet_digits__transform__normalize": {"by": "values", "mean": [0.5] * 4, "std": [0.5]}},
+        "labs.lenet_digits.transform.normalize.mean is [0.5, 0.5, 0.5, 0.5], but should have at most 3 values.",
+    ),
+    (
+        {"labs__lenet_digits__transform__normalize": {"by": "values", "mean": [], "std": [0.5]}},
+        "labs.lenet_digits.transform.normalize.mean is [], but should have at least 1 value.",
+    ),
+    (
+        {"labs__lenet_digits__transform__resize": [28]},
+        "labs.lenet_digits.transform.resize is [28], but should have 2 values.",
+    ),
+    (
+        {"compare": {"one": {"labs": ["lenet_digits"]}}},
+        "compare.one.labs is ['lenet_digits'], but should have at least 2 values.",
+    ),
+    (
+        {"compare": {"all": {"labs": ["x"] * 13}}},
+        f"compare.all.labs is {['x'] * 13}, but should have at most 12 values.",
+    ),
+    (
+        {"labs__lenet_digits__transform__random_crop": {"paddin": 2}},
+        "labs.lenet_digits.transform.random_crop.paddin: there is no key 'paddin'; did you mean 'padding'?",
+    ),
     ({"labs__a b": {}}, "labs.a b: a name may hold letters, digits, _ and -, and may not begin with -."),
     ({"labs__a;touch b": {}}, "labs.a;touch b: a name may hold letters, digits, _ and -"),
     ({"datasets__..": {"kind": "torchvision", "name": "MNIST"}}, "datasets...: a name may hold letters, digits"),
@@ -137,6 +161,33 @@ MISTAKES = [
 def test_a_mistake_gets_a_sentence(folder: Path, changes: dict[str, Any], sentence: str) -> None:
     edit_params(folder, **changes)
     assert fault(folder).splitlines()[0].startswith(f"params.yaml: {sentence}")
+
+
+class Toy(Options):
+    """Kinds of values that params.yaml has none of, or not yet."""
+
+    pairs: dict[str, int] = Field(default={}, min_length=1, max_length=1, description="Of one length.")
+    few: dict[str, int] | None = Field(default=None, max_length=2, description="Of several lengths.")
+    rows: list[Annotated[list[int], Field(min_length=2, max_length=2)]] = Field(default=[], description="Of pairs.")
+    steps: list[Annotated[int, Field(ge=1)] | Literal["M"]] | None = Field(default=None, description="Of two types.")
+    size: int | Literal["auto", "off"] = Field(default=1, description="Of two types.")
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"pairs": {}}, "toy.pairs is {}, but should have 1 value."),
+        ({"few": {"a": 1, "b": 2, "c": 3}}, "toy.few is {'a': 1, 'b': 2, 'c': 3}, but should have at most 2 values."),
+        ({"rows": [[1, 2], [1]]}, "toy.rows.1 is [1], but should have 2 values."),
+        ({"steps": [1, "N"]}, "toy.steps.1 is 'N', but should be a valid integer, or 'M'."),
+        ({"steps": [-1]}, "toy.steps.0 is -1, but should be greater than or equal to 1, or 'M'."),
+        ({"size": "of"}, "toy.size is 'of', but should be a valid integer, or 'auto' or 'off'."),
+    ],
+)
+def test_a_value_of_any_type_and_length_gets_one_sentence(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check(Toy, values, "toy")
+    assert str(caught.value) == f"params.yaml: {sentence}"
 
 
 def test_a_misspelt_key_is_not_told_as_missing_too(folder: Path) -> None:

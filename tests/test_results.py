@@ -36,8 +36,8 @@ def test_a_run_is_kept_once_and_shown(project: Path) -> None:
     whole = results_page.records(project)[-1]
     assert "| `lenet_digits` | 98.00% " in page
     assert f"**{whole['accuracy']:.2%}** | not as expected | 1 of 1 |" in page
-    assert "## A few steps of the heavy labs" in page
-    assert "`--images 300`" in page
+    assert "## A few steps of heavy labs" in page
+    assert "`python -m benchmarks.results run lenet_digits --seeds 2 --images 300`" not in page, "of another recipe"
     assert "Not run yet: `lenet_mnist`." in page
     edit_params(project, labs__lenet_digits__train__epochs=2)
     run(*command, "write", cwd=project)

@@ -19,6 +19,9 @@ class Expectation(Options):
     tolerance: float | None = Field(
         default=None, gt=0, lt=1, description="How far a measured accuracy may be from it, on either side."
     )
+    reported: bool = Field(
+        default=False, description="Whether the source reports that accuracy for this very recipe, or it is our own."
+    )
     source: str = Field(default="", description="Where the expected accuracy, and the recipe, come from.")
     cost: str = Field(default="", description="What the lab costs, as measured.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Self
 
@@ -53,6 +54,7 @@ def train(
     # channels_last needs weights and inputs alike; see Images for what it gains.
     model.to(memory_format=torch.channels_last)
     _check_outputs(model, training, recipe, compute)
+    _check_last_batch(model, training, recipe)
     optimizer = make_optimizer(recipe.optimizer, model.parameters())
     schedule = make_schedule(recipe, optimizer)
     history: list[Epoch] = []
@@ -68,6 +70,11 @@ def train(
             )
         tested = _score(model, test, recipe, compute)
         validated = _score(model, validation, recipe, compute) if validation else None
+        if not all(math.isfinite(scored.loss) for scored in (tested, validated) if scored):
+            raise OptionError(
+                "train.optimizer.lr",
+                f"is {recipe.optimizer.lr}, too high: after epoch {number} the model's outputs are no finite numbers.",
+            )
         history.append(
             Epoch(
                 number,
@@ -104,6 +111,28 @@ def _check_outputs(model: nn.Module, images: Images, recipe: Recipe, compute: Co
             )
 
 
+def _check_last_batch(model: nn.Module, images: Images, recipe: Recipe) -> None:
+    """Find out before an epoch of work whether its last batch, where it is one image, can be trained on.
+
+    Raises:
+        OptionError: the model normalises over the batch, and of one image there is no spread.
+    """
+    if len(images) % recipe.batch_size != 1:
+        return
+    inputs, _ = images.batch(slice(0, 1))
+    try:
+        # A copy: batch normalisation would keep what it sees.
+        copy.deepcopy(model).train()(inputs)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise OptionError(
+            "train.batch_size",
+            f"is {recipe.batch_size}, which leaves a last batch of one image, too few for batch normalisation; "
+            "take another size.",
+        ) from None
+
+
 def _train_epoch(
     model: nn.Module,
     images: Images,
@@ -125,7 +154,7 @@ def _train_epoch(
         for step, indices in enumerate(batches, start=1):
             inputs, labels = images.batch(indices, augmentation)
             with autocast(compute, device):
-                outputs = _outputs(model, inputs, recipe)
+                outputs = model(inputs)
             loss = _loss(outputs.float(), labels, recipe)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -139,25 +168,6 @@ def _train_epoch(
             if step % REPORT_EVERY == 0 or step == len(batches):
                 progress.report(step, Score(loss_sum.item() / seen, right.item() / seen))
     return Score(loss_sum.item() / seen, right.item() / seen)
-
-
-def _outputs(model: nn.Module, inputs: Tensor, recipe: Recipe) -> Tensor:
-    """What the model makes of a batch.
-
-    Raises:
-        OptionError: the batch is one image, and a layer normalises over the batch.
-    """
-    try:
-        outputs: Tensor = model(inputs)
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise OptionError(
-            "train.batch_size",
-            f"is {recipe.batch_size}, which leaves a batch of one image, too few for batch normalisation; "
-            "take another size.",
-        ) from None
-    return outputs
 
 
 def _loss(outputs: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:

@@ -137,6 +137,11 @@ class Recipe(Options):
                 f"schedule.warmup_epochs is {self.schedule.warmup_epochs}, but should be less than epochs, "
                 f"{self.epochs}."
             )
+        if isinstance(self.schedule, Cosine) and self.schedule.min_lr > self.optimizer.lr:
+            raise ValueError(
+                f"schedule.min_lr is {self.schedule.min_lr}, but should not be more than optimizer.lr, "
+                f"{self.optimizer.lr}."
+            )
         return self
 
     def held_out(self, images: int) -> int:

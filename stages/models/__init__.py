@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -24,14 +26,18 @@ from stages.program.options import OptionError, Options, UserError, check, unkno
 if TYPE_CHECKING:
     from torch import nn
 
+# A slip of the finger (10**12 for 10, a zero too many) is told of its key, long before memory runs out.
+Size = Annotated[int, Field(ge=1, le=4096)]
+Width = Annotated[int, Field(ge=1, le=65_536)]
+
 
 class Family(Options):
     """What the options of every family of models have in common."""
 
-    input_shape: list[Annotated[int, Field(ge=1)]] = Field(
+    input_shape: list[Size] = Field(
         min_length=3, max_length=3, description="Channels, height and width of an image, as the transform leaves it."
     )
-    classes: int = Field(ge=2, description="Number of classes.")
+    classes: int = Field(ge=2, le=100_000, description="Number of classes.")
     init: Literal["torch", "xavier_uniform", "kaiming_normal"] = Field(
         default="torch",
         description="Initial weights of convolutions and fully connected layers: torch's default (uniform, by "
@@ -63,10 +69,11 @@ def build_model(options: Any) -> nn.Module:
     """Build the network that validated options describe, initialised from torch's global generator.
 
     Raises:
-        OptionError: a layer does not fit its input.
+        OptionError: a layer does not fit its input, or the model does not fit into memory.
     """
-    network: nn.Module = importlib.import_module(f"{__name__}.{options.name}").build(options)
-    _initialise(network, options.init)
+    with _within_memory():
+        network: nn.Module = importlib.import_module(f"{__name__}.{options.name}").build(options)
+        _initialise(network, options.init)
     return network
 
 
@@ -75,6 +82,7 @@ def output_shape(network: nn.Module, shape: list[int]) -> list[int]:
 
     Raises:
         OptionError: a layer does not fit its input; the text names the layer, the shape it got and what it needs.
+            Or what the layers make of the image does not fit into memory.
     """
     import torch
 
@@ -88,7 +96,7 @@ def output_shape(network: nn.Module, shape: list[int]) -> list[int]:
     handles += [module.register_forward_hook(lambda *_: inside.clear()) for _, module in leaves]
     was_training = network.training
     try:
-        with torch.inference_mode():
+        with _within_memory(), torch.inference_mode():
             return list(network.eval()(torch.zeros(1, *shape)).shape[1:])
     except RuntimeError as error:
         if not inside:
@@ -102,6 +110,23 @@ def output_shape(network: nn.Module, shape: list[int]) -> list[int]:
         network.train(was_training)
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _within_memory() -> Iterator[None]:
+    """Turn a failed allocation inside into an OptionError.
+
+    Raises:
+        OptionError: there is not enough memory.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" not in str(error):  # torch has no type of its own for it, only this text
+            raise
+        raise OptionError(
+            "model", "does not fit into memory; it should have narrower layers, or smaller images."
+        ) from None
 
 
 def _needs(module: nn.Module, got: list[int]) -> str | None:

@@ -10,11 +10,11 @@ Parameters: 29,034 for 1×28×28, widths 16 and 32, 10 classes and a fully conne
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from stages.models import Family, output_shape
+from stages.models import Family, Width, output_shape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +26,7 @@ class Model(Family):
     """A CNN of blocks with batch normalisation."""
 
     name: Literal["bn_cnn"] = Field(description="Blocks of convolution, batch normalisation, ReLU and pooling.")
-    widths: list[Annotated[int, Field(ge=1)]] = Field(min_length=1, description="Filters of each block.")
+    widths: list[Width] = Field(min_length=1, description="Filters of each block.")
     head: Literal["fc", "conv1x1"] = Field(
         description="What turns feature maps into classes: a fully connected layer, or a 1×1 convolution and global "
         "average pooling."

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from stages.models import Family, output_shape
+from stages.models import Family, Width, output_shape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +26,7 @@ class Model(Family):
     """A small CNN."""
 
     name: Literal["cnn"] = Field(description="Two convolutions with pooling, two fully connected layers.")
-    features: int = Field(ge=1, description="Filters of each convolution.")
+    features: Width = Field(description="Filters of each convolution.")
     output: Literal["logits", "log_softmax"] = Field(
         description="What comes out: logits, or log-probabilities, which the nll loss needs."
     )

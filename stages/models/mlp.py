@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from stages.models import Family
+from stages.models import Family, Width
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +24,7 @@ class Model(Family):
     """A multi-layer perceptron."""
 
     name: Literal["mlp"] = Field(description="Multi-layer perceptron.")
-    hidden: list[Annotated[int, Field(ge=1)]] = Field(description="Widths of the hidden layers.")
+    hidden: list[Width] = Field(description="Widths of the hidden layers.")
     output: Literal["logits", "log_softmax"] = Field(
         description="What comes out: logits, or log-probabilities, which the nll loss needs."
     )

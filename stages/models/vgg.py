@@ -10,11 +10,11 @@ and 33,646,666 as VGG-16 (33,638,218 without batch normalisation) for 3×32×32;
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from stages.models import Family
+from stages.models import Family, Width
 from stages.program.options import Options
 
 if TYPE_CHECKING:
@@ -26,8 +26,12 @@ POOL = "M"
 class Classifier(Options):
     """The fully connected layers at the end."""
 
-    inputs: int = Field(ge=1, description="Numbers an image that come out of the last pooling: channels×height×width.")
-    hidden: list[Annotated[int, Field(ge=1)]] = Field(description="Widths of the hidden layers; may be empty.")
+    inputs: int = Field(
+        ge=1,
+        le=10_000_000,
+        description="Numbers an image that come out of the last pooling: channels×height×width.",
+    )
+    hidden: list[Width] = Field(description="Widths of the hidden layers; may be empty.")
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="Part of each hidden layer's outputs that is dropped in training."
     )
@@ -37,7 +41,7 @@ class Model(Family):
     """VGG of any depth."""
 
     name: Literal["vgg"] = Field(description="VGG (Simonyan and Zisserman, 2015).")
-    layers: list[Annotated[int, Field(ge=1)] | Literal["M"]] = Field(
+    layers: list[Width | Literal["M"]] = Field(
         min_length=1, description="Filters of each 3×3 convolution, with M for a 2×2 max-pooling between them."
     )
     batch_norm: bool = Field(description="Batch normalisation after each convolution.")

@@ -1,4 +1,4 @@
-"""The command line that all stages share: one argument, exit codes, faults in a sentence."""
+"""The command line that all stages share: names as arguments, exit codes, faults in a sentence."""
 
 from __future__ import annotations
 
@@ -16,18 +16,26 @@ INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 
 
-def command(stage: Callable[[str], None], argument: str, description: str | None) -> NoReturn:
-    """Run `stage` with the one name given on the command line, and exit.
+def command(stage: Callable[..., None], argument: str, description: str | None, others: str | None = None) -> NoReturn:
+    """Run `stage` with the name given on the command line, and exit.
+
+    Args:
+        stage: takes the name, and what else was given.
+        argument: what the name stands for.
+        description: the stage's docstring.
+        others: what further names stand for, where a stage takes some.
 
     Exits with 0 when done, 1 after a fault (told on standard error), 2 for a wrong call, 130 after Ctrl-C
     and 143 after SIGTERM. A stage writes whole files or none, so an interrupted one leaves nothing behind.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("name", metavar=argument, help=f"a block of params.yaml: the {argument.lower()} to work on")
-    name = parser.parse_args().name
+    if others is not None:
+        parser.add_argument("others", metavar=others, nargs="*", help="names of what dvc.yaml declares as its input")
+    given = parser.parse_args()
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        stage(name)
+        stage(given.name, *(given.others if others is not None else ()))
     except UserError as error:
         sys.exit(_told(str(error)))
     except OSError as error:

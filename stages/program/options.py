@@ -6,7 +6,9 @@ import difflib
 import typing
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,6 +18,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 PARAMS_FILE = "params.yaml"
 BLOCKS = {"datasets": "dataset", "labs": "lab", "compare": "comparison"}  # what a block of each group is called
 NAME = "^[A-Za-z0-9_][A-Za-z0-9_-]*$"
+UNIONS = (typing.Union, UnionType)
 
 Section = TypeVar("Section", bound="Options")
 
@@ -125,8 +128,8 @@ def check(section: type[Section], values: Any, where: str = "") -> Section:
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        faults = _without_consequences(error.errors())
-        raise UserError("\n".join(f"{PARAMS_FILE}: {_sentence(section, fault, where)}" for fault in faults)) from None
+        sentences = _sentences(section, _without_consequences(error.errors()), where)
+        raise UserError("\n".join(f"{PARAMS_FILE}: {sentence}" for sentence in sentences)) from None
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
@@ -153,9 +156,45 @@ def _without_consequences(faults: Iterable[Any]) -> list[Any]:
     ]
 
 
-def _sentence(section: type[Options], fault: Any, where: str) -> str:
-    path, owner = _locate(section, fault["loc"])
-    key = ".".join(part for part in (where, *path) if part) or "the file"
+@dataclass
+class _Place:
+    """Where in the file a fault stands.
+
+    Attributes:
+        path: its keys.
+        owner: the keys that there can be beside the last one, with their descriptions.
+        limits: what the schema says of the value beside its type.
+        alternative: whether the value may be of several types, told apart by no key: each has a fault of its own.
+    """
+
+    path: list[str] = field(default_factory=list)
+    owner: dict[str, str | None] = field(default_factory=dict)
+    limits: tuple[Any, ...] = ()
+    alternative: bool = False
+
+    def key(self, where: str) -> str:
+        """The whole dotted key, below `where`."""
+        return ".".join(part for part in (where, *self.path) if part) or "the file"
+
+
+def _sentences(section: type[Options], faults: Iterable[Any], where: str) -> list[str]:
+    """A sentence for each fault, and one for all faults of a value of which each type that it may have has one."""
+    sentences: list[str] = []
+    alternatives: dict[str, tuple[Any, list[str]]] = {}
+    for fault in faults:
+        place = _locate(section, fault["loc"])
+        if place.alternative:
+            _, wanted = alternatives.setdefault(place.key(where), (fault["input"], []))
+            wanted.append(_wanted(fault))
+        else:
+            sentences.append(_sentence(place, fault, where))
+    return sentences + [
+        f"{key} is {value!r}, but should be {', or '.join(wanted)}." for key, (value, wanted) in alternatives.items()
+    ]
+
+
+def _sentence(place: _Place, fault: Any, where: str) -> str:
+    path, owner, key = place.path, place.owner, place.key(where)
     context, value = fault.get("ctx", {}), fault["input"]
     match fault["type"]:
         case "extra_forbidden":
@@ -169,22 +208,38 @@ def _sentence(section: type[Options], fault: Any, where: str) -> str:
             tag, choices = context["discriminator"].strip("'"), context["expected_tags"]
             what = path[-1] if path[-1] in owner else tag
             return f"{key}.{tag}: {unknown(what, context['tag'], _quoted(choices))}"
-        case "literal_error" if isinstance(value, str):
+        case "literal_error" if isinstance(value, str) and "'" in context["expected"]:
             return f"{key}: {unknown(path[-1], value, _quoted(context['expected']))}"
+        case "literal_error" if isinstance(value, str):
+            return f"{key} is {value!r}, but should be the number {context['expected']}, without quotes."
         case "value_error":
             return f"{key}: {context['error']}"
         case "dict_type" | "model_type" | "model_attributes_type":
             return f"{key} is {value!r}, but should be a block of keys and values."
         case "too_short" | "too_long":
-            expected = context.get("min_length", context.get("max_length"))
-            return f"{key} is {value!r}, but should have {expected} values."
+            return f"{key} is {value!r}, but should have {_length(context, place.limits)}."
         case "string_pattern_mismatch" if context["pattern"] == NAME:
             return f"{key}: a name may hold letters, digits, _ and -, and may not begin with -."
         case "string_pattern_mismatch":
             return f"{key} is {value!r}, but should match {context['pattern']}."
         case _:
-            wanted = fault["msg"].removeprefix("Input should be ")
-            return f"{key} is {value!r}, but should be {wanted}."
+            return f"{key} is {value!r}, but should be {_wanted(fault)}."
+
+
+def _wanted(fault: Any) -> str:
+    """What a value should be, in pydantic's words."""
+    return str(fault["msg"]).removeprefix("Input should be ")
+
+
+def _length(context: Any, limits: Iterable[Any]) -> str:
+    """How many values a list or a block should have; pydantic's `context` has but the limit that was passed."""
+    least, most = (
+        next((getattr(limit, name) for limit in limits if hasattr(limit, name)), None)
+        for name in ("min_length", "max_length")
+    )
+    number = context.get("min_length", context.get("max_length"))
+    exactly = "" if least == most else "at least " if "min_length" in context else "at most "
+    return f"{exactly}{number} {'value' if number == 1 else 'values'}"
 
 
 def _quoted(choices: str) -> list[str]:
@@ -192,37 +247,51 @@ def _quoted(choices: str) -> list[str]:
     return [part.strip().strip("'") for part in choices.replace(" or ", ", ").split(",")]
 
 
-def _locate(section: Any, loc: tuple[str | int, ...]) -> tuple[list[str], dict[str, str | None]]:
-    """Turn pydantic's location into keys of the file, and give the keys known where it ends.
+def _locate(section: Any, loc: tuple[str | int, ...]) -> _Place:
+    """Turn pydantic's location into keys of the file.
 
     Pydantic's location also names the member of a union that it took, which is no key of the file.
     """
-    path: list[str] = []
-    owner: dict[str, str | None] = {}
+    place = _Place()
+    section, place.limits = _bare(section)
     for part in loc:
         if part == "[key]":  # what is wrong is the key itself
             continue
-        if typing.get_origin(section) is Annotated:
-            section = typing.get_args(section)[0]
-        member = _union_member(section, part)
-        if member is not None:
-            section = member
+        if typing.get_origin(section) in UNIONS:
+            member = _union_member(section, part)
+            place.alternative = member is None
+            section, place.limits = _bare(member)
             continue
-        path.append(str(part))
+        place.path.append(str(part))
+        place.alternative = False
         if isinstance(section, type) and issubclass(section, Options):
-            owner = {name: field.description for name, field in section.model_fields.items()}
-            field = section.model_fields.get(str(part))
-            section = field.annotation if field else None
+            place.owner = {name: entry.description for name, entry in section.model_fields.items()}
+            entry = section.model_fields.get(str(part))
+            section, place.limits = _bare(entry.annotation, entry.metadata) if entry else (None, ())
         else:
-            arguments = [a for a in typing.get_args(section) if a is not type(None)]
-            section = arguments[-1] if arguments else None
-    return path, owner
+            section, place.limits = _bare(next(reversed(typing.get_args(section)), None))
+    return place
+
+
+def _bare(annotation: Any, limits: Iterable[Any] = ()) -> tuple[Any, tuple[Any, ...]]:
+    """The type alone, without `Annotated` and without None, and the limits that its annotations set."""
+    limits = tuple(limits)
+    while True:
+        members = [member for member in typing.get_args(annotation) if member is not NoneType]
+        if typing.get_origin(annotation) is Annotated:
+            annotation, *extra = members
+            limits += tuple(limit for entry in extra for limit in getattr(entry, "metadata", [entry]))
+        elif typing.get_origin(annotation) in UNIONS and len(members) == 1:
+            (annotation,) = members
+        else:
+            return annotation, limits
 
 
 def _union_member(section: Any, tag: str | int) -> Any:
+    """The member that has `tag` as the value of one of its keys; none in a union that no key tells apart."""
     for member in typing.get_args(section):
         if isinstance(member, type) and issubclass(member, Options):
-            for field in member.model_fields.values():
-                if typing.get_origin(field.annotation) is typing.Literal and tag in typing.get_args(field.annotation):
+            for entry in member.model_fields.values():
+                if typing.get_origin(entry.annotation) is typing.Literal and tag in typing.get_args(entry.annotation):
                     return member
     return None

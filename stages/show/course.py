@@ -8,29 +8,82 @@ No stage: what has not been run is missing on the page, and nothing is run for i
 from __future__ import annotations
 
 import argparse
-import json
+import csv
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from stages.learning import history
 from stages.learning.expectation import Expectation, Verdict, judge
 from stages.learning.group import Group
 from stages.program.files import write_text
-from stages.program.options import UserError, check, read_params
+from stages.program.options import BlockName, DatasetName, Options, UserError, check, read_params
 from stages.show.comparison import RESULTS, Row, answer, load_table
 from stages.show.html import fill
 
 TEMPLATE = "course.html"
 PAGE = RESULTS / "course.html"
 STATISTICS = Path("data/stats")
+PNG_END = b"IEND\xaeB`\x82"
+
+Content = TypeVar("Content")
+
+
+class Partial(Options):
+    """A block of which the page reads some keys; the others belong to stages, which check them."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class ModelBlock(Partial):
+    """What the page reads of a lab's `model`."""
+
+    name: str = Field(description="The model's family.")
+
+
+class LabBlock(Partial):
+    """What the page reads of a lab's block."""
+
+    about: str = Field(description="What there is to see in the lab.")
+    dataset: DatasetName
+    model: ModelBlock = Field(description="The model's family and its options.")
+    expect: Expectation = Field(description="What the lab should reach, and what it costs.")
+
+
+class Course(Partial):
+    """What the page reads of params.yaml."""
+
+    labs: dict[BlockName, LabBlock] = Field(description="Labs by name.")
+    compare: dict[BlockName, Group] = Field(default={}, description="Comparisons of labs by name.")
+
+
+class Results(BaseModel):
+    """Base of what the page reads of files that stages left."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Metrics(Results):
+    """What the page reads of metrics.json."""
+
+    accuracy: float = Field(ge=0, le=1)
+    best_epoch: int
+
+
+class Size(Results):
+    """What the page reads of model.json."""
+
+    parameters: int
+    mult_adds: int
 
 
 @dataclass(frozen=True)
 class Lab:
-    """One lab as the page shows it; what has not been run, or was left out, is none.
+    """One lab as the page shows it; what has not been run, was left out, or is not whole is none.
 
     Attributes:
         name: the lab's name.
@@ -53,8 +106,8 @@ class Lab:
     dataset: str
     model: str
     expect: Expectation
-    size: Mapping[str, int] | None
-    metrics: Mapping[str, Any] | None
+    size: Size | None
+    metrics: Metrics | None
     epochs: int | None
     verdict: Verdict | None
     curves: bytes | None
@@ -100,19 +153,16 @@ def main(stale: Sequence[str] = ()) -> None:
             no results, and where there is no such name, it makes no difference.
 
     Raises:
-        UserError: there is no params.yaml, or it can't be read.
+        UserError: there is no params.yaml, it can't be read, or what the page reads of it is missing or wrong.
     """
-    params = read_params()
-    labs = {name: _lab(name, block, name in stale) for name, block in params["labs"].items()}
-    comparisons = [
-        _comparison(name, check(Group, block, f"compare.{name}"), labs, name in stale)
-        for name, block in (params.get("compare") or {}).items()
-    ]
+    course = check(Course, read_params())
+    labs = {name: _lab(name, block, name in stale) for name, block in course.labs.items()}
+    comparisons = [_comparison(name, group, labs, name in stale) for name, group in course.compare.items()]
     datasets = list(dict.fromkeys(lab.dataset for lab in labs.values()))
     values = {
         "labs": list(labs.values()),
         "comparisons": comparisons,
-        "datasets": {name: _bytes(STATISTICS / f"{name}_4x5.png") for name in datasets},
+        "datasets": {name: _whole(_png, STATISTICS / f"{name}_4x5.png") for name in datasets},
         "run": sum(lab.metrics is not None for lab in labs.values()),
         "compared": sum(comparison.rows is not None for comparison in comparisons),
     }
@@ -120,23 +170,23 @@ def main(stale: Sequence[str] = ()) -> None:
     print(PAGE)
 
 
-def _lab(name: str, block: Mapping[str, Any], stale: bool) -> Lab:
+def _lab(name: str, block: LabBlock, stale: bool) -> Lab:
     folder = RESULTS / name
     plots = folder / "plots"
-    metrics, epochs = _json(folder / "metrics.json"), folder / "history.csv"
-    expect = check(Expectation, block["expect"], f"labs.{name}.expect")
+    metrics = _whole(_metrics, folder / "metrics.json")
+    epochs = _whole(history.load, folder / "history.csv")
     return Lab(
         name=name,
-        about=block["about"],
-        dataset=block["dataset"],
-        model=block["model"]["name"],
-        expect=expect,
-        size=_json(folder / "model.json"),
+        about=block.about,
+        dataset=block.dataset,
+        model=block.model.name,
+        expect=block.expect,
+        size=_whole(_size, folder / "model.json"),
         metrics=metrics,
-        epochs=len(history.load(epochs)) if epochs.is_file() else None,
-        verdict=judge(expect, metrics["accuracy"]) if metrics else None,
-        curves=_bytes(plots / "curves.png"),
-        mistakes=_bytes(plots / "mistakes.png") or _bytes(plots / "confusion.png"),
+        epochs=len(epochs) if epochs else None,
+        verdict=judge(block.expect, metrics.accuracy) if metrics else None,
+        curves=_whole(_png, plots / "curves.png"),
+        mistakes=_whole(_png, plots / "mistakes.png") or _whole(_png, plots / "confusion.png"),
         report=(folder / "report.html").is_file(),
         stale=stale,
     )
@@ -144,7 +194,7 @@ def _lab(name: str, block: Mapping[str, Any], stale: bool) -> Lab:
 
 def _comparison(name: str, group: Group, labs: Mapping[str, Lab], stale: bool) -> Comparison:
     folder = RESULTS / "compare" / name
-    rows = load_table(folder / "table.csv") if (folder / "table.csv").is_file() else None
+    rows = _whole(_rows, folder / "table.csv")
     members = [labs[lab] for lab in group.labs if lab in labs]
     return Comparison(
         name=name,
@@ -153,19 +203,45 @@ def _comparison(name: str, group: Group, labs: Mapping[str, Lab], stale: bool) -
         answer=answer(rows) if rows else [],
         same_images=len({lab.dataset for lab in members}) <= 1,
         missing=[lab.name for lab in members if lab.metrics is None],
-        curves=_bytes(folder / "plots/curves.png"),
-        accuracy=_bytes(folder / "plots/accuracy.png"),
+        curves=_whole(_png, folder / "plots/curves.png"),
+        accuracy=_whole(_png, folder / "plots/accuracy.png"),
         report=(folder / "report.html").is_file(),
         stale=stale,
     )
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def _whole(read: Callable[[Path], Content], path: Path) -> Content | None:
+    """What `read` makes of a file; none where there is none, and where it is empty, cut off or of another kind.
+
+    Results that are not whole are as good as none: running the lab makes them anew.
+    """
+    try:
+        return read(path) if path.is_file() else None
+    except (ValueError, KeyError, TypeError, csv.Error):
+        return None
 
 
-def _bytes(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
+def _metrics(path: Path) -> Metrics:
+    return Metrics.model_validate_json(path.read_bytes())
+
+
+def _size(path: Path) -> Size:
+    return Size.model_validate_json(path.read_bytes())
+
+
+def _rows(path: Path) -> list[Row]:
+    rows = load_table(path)
+    if len(rows) < 2:
+        raise ValueError("a comparison is of two labs or more")
+    return rows
+
+
+def _png(path: Path) -> bytes:
+    """A PNG that tells its resolution, which a page needs."""
+    content = path.read_bytes()
+    if not content.endswith(PNG_END) or b"pHYs" not in content:
+        raise ValueError("no whole PNG")
+    return content
 
 
 if __name__ == "__main__":
