@@ -17,6 +17,8 @@ PAGE = "docs/results.md"
 RECORDS = "docs/results.jsonl"
 JPEG, ORIGINAL = "cifar10jpeg", "cifar10"
 
+VERDICTS = {True: "as expected", False: "not as expected", None: "-"}
+
 TOP = """# Results
 
 What each lab of `params.yaml` should reach by its own recipe, and what it reached. This page is written by
@@ -70,7 +72,7 @@ def page(root: Path) -> str:
     parts = [TOP, _table([run for run in full if JPEG not in run[0]["lab"]], blocks)]
     parts += _questions({run[0]["lab"]: run for run in full if run[0]["seed"] == 1})
     if jpeg := [run for run in full if JPEG in run[0]["lab"]]:
-        parts += ["## CIFAR-10 as JPEG files\n", JPEG_NOTE, _table(jpeg, blocks), _classes(jpeg)]
+        parts += ["## CIFAR-10 as JPEG files\n", JPEG_NOTE, _table(jpeg, blocks, jpeg=True), _classes(jpeg)]
     if few := [run for run in found if run[0]["images"] is not None]:
         parts += ["## A few steps of heavy labs\n", FEW_NOTE, _few(few, blocks)]
     run_at_all = {_base(run[0]) for run in found}
@@ -84,7 +86,7 @@ def _base(record: dict[str, Any]) -> str:
     return str(record["lab"]).replace(JPEG, ORIGINAL)
 
 
-def _table(runs: Sequence[Sequence[dict[str, Any]]], blocks: dict[str, Any]) -> str:
+def _table(runs: Sequence[Sequence[dict[str, Any]]], blocks: dict[str, Any], jpeg: bool = False) -> str:
     rows = []
     for run in runs:
         first = run[0]
@@ -97,15 +99,14 @@ def _table(runs: Sequence[Sequence[dict[str, Any]]], blocks: dict[str, Any]) -> 
                 f"`{first['lab']}`",
                 "none" if expected.accuracy is None else f"{expected.accuracy:.2%}{' (reported)' * expected.reported}",
                 f"**{_spread(accuracies)}**",
-                {True: "as expected", False: "not as expected", None: "-"}[verdict]
-                if JPEG not in first["lab"]
-                else "-",
+                *([] if jpeg else [VERDICTS[verdict]]),
                 ", ".join(str(record["best_epoch"]) for record in run) + f" of {first['epochs']}",
                 f"{statistics.mean(record['loss'] for record in run):.4f}",
                 _how(run, block),
             )
         )
-    header = ("lab", "expected", "measured", "verdict", "best epoch", "test loss", "how")
+    expected_of, verdicts = ("expected of CIFAR-10 itself", []) if jpeg else ("expected", ["verdict"])
+    header = ("lab", expected_of, "measured", *verdicts, "best epoch", "test loss", "how")
     return _markdown(header, rows)
 
 
