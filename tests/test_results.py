@@ -29,19 +29,25 @@ def test_a_run_is_kept_once_and_shown(project: Path) -> None:
     assert len(results_page.records(project)) == 2
     assert [path.name for path in (project / ".results").iterdir()] == ["data"]
 
+    def page() -> str:
+        run(*command, "write", cwd=project)
+        return (project / results_page.PAGE).read_text()
+
+    few = "| `lenet_digits` | 300 | "
+    written = page()
+    assert "## A few steps of heavy labs" in written
+    assert few in written
+    assert "`python -m benchmarks.results run lenet_digits --seeds 2 --images 300`" in written
+
     edit_params(project, labs__lenet_digits__train__epochs=1)
-    run(*command, "run", "lenet_digits", cwd=project)
-    run(*command, "write", cwd=project)
-    page = (project / results_page.PAGE).read_text()
+    assert few not in page(), "of another recipe"
+    run(*command, "run", "lenet_digits", "--threads", "2", cwd=project)
+    written = page()
     whole = results_page.records(project)[-1]
-    assert "| `lenet_digits` | 98.00% " in page
-    assert f"**{whole['accuracy']:.2%}** | not as expected | 1 of 1 |" in page
-    assert "## A few steps of heavy labs" in page
-    assert "`python -m benchmarks.results run lenet_digits --seeds 2 --images 300`" not in page, "of another recipe"
-    assert "Not run yet: `lenet_mnist`." in page
-    edit_params(project, labs__lenet_digits__train__epochs=2)
-    run(*command, "write", cwd=project)
-    assert f"**{whole['accuracy']:.2%}**" not in (project / results_page.PAGE).read_text(), "of another recipe"
+    assert "| `lenet_digits` | 98.00% | " in written
+    assert f"**{whole['accuracy']:.2%}** | not as expected | 1 of 1 |" in written
+    assert "`python -m benchmarks.results run lenet_digits --threads 2`; seed 1" in written
+    assert "Not run yet: `lenet_mnist`." in written
     assert json.loads((project / results_page.RECORDS).read_text().splitlines()[0]) == first
 
 
