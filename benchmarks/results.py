@@ -21,7 +21,6 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from ruamel.yaml import YAML
 from benchmarks import results_page
 
 ROOT = Path(__file__).parents[1]
-LEAST_TEST_IMAGES = 500
+MOST_TEST_IMAGES = 500  # where a run is of a few training images only
 
 
 def main() -> None:
@@ -63,10 +62,10 @@ def main() -> None:
         )
     for lab in options.labs:
         block = params["labs"][lab]
+        block["compute"]["threads"] = options.threads or block["compute"]["threads"]
+        block["compute"]["precision"] = options.precision or block["compute"]["precision"]
         for seed in range(1, options.seeds + 1) if options.seeds else [block["seed"]]:
             block["seed"] = seed
-            block["compute"]["threads"] = options.threads or block["compute"]["threads"]
-            block["compute"]["precision"] = options.precision or block["compute"]["precision"]
             _run(lab, params, options)
 
 
@@ -159,7 +158,7 @@ def _link_data(workspace: Path, folder: Path, dataset: str, images: int | None) 
     raw, mine = whole / "raw" / dataset, folder / "data" / "raw" / dataset
     mine.mkdir(parents=True)
     shutil.copy(raw / "classes.json", mine)
-    for part, wanted in (("train", images), ("test", min(images, LEAST_TEST_IMAGES))):
+    for part, wanted in (("train", images), ("test", min(images, MOST_TEST_IMAGES))):
         there = len(np.load(raw / f"{part}_labels.npy"))
         # Spread over the whole set: some archives are sorted by class.
         chosen = np.linspace(0, there - 1, min(wanted, there)).round().astype(int)
@@ -169,7 +168,7 @@ def _link_data(workspace: Path, folder: Path, dataset: str, images: int | None) 
 
 def _stage(folder: Path, stage: str, name: str) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    command: Sequence[str] = [sys.executable, "-m", f"stages.{stage}", name]
+    command = [sys.executable, "-m", f"stages.{stage}", name]
     with (folder / "log.txt").open("a") as log:
         done = subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
     if done.returncode:

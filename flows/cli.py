@@ -240,9 +240,9 @@ def course() -> None:
 
     stages = graph.load(root)
     reasons = graph.stale(root, stages)
-    keys = dict.fromkeys(
+    keys = [
         key for key in (*params.labs, *params.compare) if any(reasons[name] for name in graph.select(stages, [key]))
-    )
+    ]
     # Another process: flows/ does not import stages/.
     raise typer.Exit(subprocess.run([sys.executable, "-m", "stages.show.course", "--stale", *keys]).returncode)
 
