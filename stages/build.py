@@ -15,7 +15,7 @@ import torch
 import torchinfo
 
 from stages.learning import weights
-from stages.models import build_model, model_options, output_shape
+from stages.models import build_model, check_fit, model_options
 from stages.program.command import command
 from stages.program.files import write_json, write_text
 from stages.program.options import Options, Seed, blame, read_section
@@ -40,7 +40,7 @@ def main(lab: str) -> None:
     torch.manual_seed(section.seed)
     with blame(where):
         model = build_model(options)
-        output_shape(model, options.input_shape)
+        check_fit(model, options)
     layers = _describe(model, BATCH, options.input_shape)
     one = _describe(model, 1, options.input_shape)
     size = {"parameters": one.trainable_params, "mult_adds": one.total_mult_adds}

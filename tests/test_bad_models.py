@@ -45,6 +45,10 @@ NO_MEMORY = "does not fit into memory; it should have narrower layers, or smalle
         ),
         (CNN | {"input_shape": [1, 28]}, "input_shape is [1, 28], but should have 3 values."),
         (CNN | {"input_shape": [1, 28, 28, 1]}, "input_shape is [1, 28, 28, 1], but should have 3 values."),
+        (
+            VGG | {"classifier": {"inputs": 1568, "hidden": [], "dropout": 0.5}},
+            "classifier: dropout is of hidden layers, and there are none; leave it out, or give hidden widths.",
+        ),
         (VGG | {"layers": []}, "layers is [], but should have at least 1 value."),
         (VGG | {"layers": ["N", 3]}, "layers.0 is 'N', but should be a valid integer, or 'M'."),
         (VGG | {"layers": [3, 0]}, "layers.1 is 0, but should be greater than or equal to 1, or 'M'."),

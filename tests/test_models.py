@@ -18,7 +18,7 @@ from stages.datasets.transforms import Pipeline
 from stages.learning import loop
 from stages.learning.images import Images
 from stages.learning.recipe import Compute, choose_device, make_optimizer
-from stages.models import build_model, families, model_options, output_shape
+from stages.models import build_model, check_fit, families, model_options, output_shape
 from stages.program.options import OptionError, UserError
 from tests.conftest import ROOT
 
@@ -145,12 +145,37 @@ def test_a_shape_that_does_not_fit_gets_a_sentence(changes: dict[str, Any], sent
         ([nn.Conv2d(1, 4, 3), nn.Conv2d(5, 4, 3)], [1, 9, 9], "layer 1 (Conv2d) gets N×4×7×7, but needs 5 channels."),
         ([nn.BatchNorm2d(3)], [1, 9, 9], "layer 0 (BatchNorm2d) gets N×1×9×9, but needs 3 channels."),
         ([nn.Unflatten(1, (2, 3))], [7], "layer 0 (Unflatten) gets N×7, but needs "),
+        (
+            [nn.Flatten(), nn.BatchNorm2d(81)],
+            [1, 9, 9],
+            "layer 1 (BatchNorm2d) gets N×81, but needs N×channels×height×width.",
+        ),
+        (
+            [nn.Conv2d(1, 4, 11, padding="valid")],
+            [1, 9, 9],
+            "layer 0 (Conv2d) gets N×1×9×9, but needs a height and width of 11×11 or more.",
+        ),
+        (
+            [nn.Conv2d(1, 4, 5, dilation=3, padding=1)],
+            [1, 9, 9],
+            "layer 0 (Conv2d) gets N×1×9×9, but needs a height and width of 11×11 or more.",
+        ),
     ],
 )
 def test_layers_of_any_model_get_a_sentence(layers: list[nn.Module], got: list[int], sentence: str) -> None:
     with pytest.raises(OptionError) as caught:
         output_shape(nn.Sequential(*layers), got)
     assert str(caught.value).startswith(f"does not fit: {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("network", "made"), [(nn.Conv2d(1, 10, 5), "N×10×24×24"), (nn.Sequential(nn.Flatten(), nn.Linear(784, 7)), "N×7")]
+)
+def test_a_model_that_makes_no_number_for_each_class_gets_a_sentence(network: nn.Module, made: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        check_fit(network, model_options(LENET, "model"))
+    sentence = f"does not fit: its output is {made}, but should be N×10, a number for each class."
+    assert (caught.value.key, str(caught.value)) == ("model", sentence)
 
 
 def test_an_unknown_model_gets_a_sentence() -> None:
@@ -180,11 +205,20 @@ def test_the_initial_weights_are_those_that_the_options_name() -> None:
     assert not last.bias.any()
 
 
-def test_a_1x1_convolution_on_a_1x1_map_is_a_fully_connected_layer() -> None:
-    convolution, layer = nn.Conv2d(32, 10, 1), nn.Linear(32, 10)
-    layer.weight.data, layer.bias.data = convolution.weight.data[:, :, 0, 0], convolution.bias.data  # type: ignore[union-attr]
-    x = torch.randn(5, 32)
-    torch.testing.assert_close(convolution(x[:, :, None, None]).flatten(1), layer(x))
+@pytest.mark.parametrize("size", [28, 32])
+def test_a_head_of_a_1x1_convolution_averages_what_it_makes_of_each_pixel(size: int) -> None:
+    model = {"name": "bn_cnn", "input_shape": [1, size, size], "classes": 10, "widths": [16, 32], "head": "conv1x1"}
+    net = built(model).eval()
+    layers = list(net.named_children())
+    at = next(
+        place for place, (_, layer) in enumerate(layers) if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
+    )
+    weight, bias = layers[at][1].parameters()
+    x = torch.rand(3, 1, size, size)
+    with torch.inference_mode():
+        features = nn.Sequential(*(layer for _, layer in layers[:at]))(x)
+        by_hand = F.linear(features.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).mean((1, 2))
+        torch.testing.assert_close(net(x), by_hand)
 
 
 def test_a_residual_block_adds_its_input() -> None:

@@ -77,6 +77,25 @@ def build_model(options: Any) -> nn.Module:
     return network
 
 
+def check_fit(network: nn.Module, options: Any) -> None:
+    """See that the layers of a network fit each other, and that it makes a number for each class.
+
+    Args:
+        network: what `build_model` built.
+        options: what it was built from.
+
+    Raises:
+        OptionError: as `output_shape` says, or what comes out is not N×classes.
+    """
+    made = output_shape(network, options.input_shape)
+    if made != [options.classes]:
+        raise OptionError(
+            "model",
+            f"does not fit: its output is N×{'×'.join(map(str, made))}, but should be N×{options.classes}, "
+            "a number for each class.",
+        )
+
+
 def output_shape(network: nn.Module, shape: list[int]) -> list[int]:
     """Shape of what `network` makes of one image C×H×W, without the batch; the network is left as it is.
 
@@ -98,8 +117,12 @@ def output_shape(network: nn.Module, shape: list[int]) -> list[int]:
     try:
         with _within_memory(), torch.inference_mode():
             return list(network.eval()(torch.zeros(1, *shape)).shape[1:])
-    except RuntimeError as error:
+    except OptionError:
+        raise
+    except Exception as error:  # which type it is depends on the layer
         if not inside:
+            if not isinstance(error, RuntimeError | ValueError | IndexError):
+                raise
             raise OptionError("model", f"does not fit: {error}") from None
         name, module, got = inside[-1]
         shape_got, needs = "×".join(map(str, got)), _needs(module, got) or str(error)
@@ -136,6 +159,8 @@ def _needs(module: nn.Module, got: list[int]) -> str | None:
     match module:
         case nn.Linear():
             return f"N×{module.in_features}"
+        case nn.Conv2d() | nn.MaxPool2d() | nn.AvgPool2d() | nn.BatchNorm2d() if len(got) != 3:
+            return "N×channels×height×width"
         case nn.Conv2d() if module.in_channels != got[0]:
             return f"{module.in_channels} channels"
         case nn.Conv2d() | nn.MaxPool2d() | nn.AvgPool2d():
@@ -148,8 +173,10 @@ def _needs(module: nn.Module, got: list[int]) -> str | None:
 
 def _least(layer: Any, side: int) -> int:
     """The smallest height (side 0) or width (side 1) of an input that a convolution or pooling can take."""
-    kernel, padding = (n if isinstance(n, int) else n[side] for n in (layer.kernel_size, layer.padding))
-    return int(kernel - 2 * padding)
+    padding = 0 if layer.padding == "valid" else layer.padding
+    sizes = (layer.kernel_size, padding, getattr(layer, "dilation", 1))
+    kernel, padding, dilation = (size if isinstance(size, int) else size[side] for size in sizes)
+    return int(dilation * (kernel - 1) + 1 - 2 * padding)
 
 
 def _initialise(network: nn.Module, how: str) -> None:

@@ -10,9 +10,9 @@ and 33,646,666 as VGG-16 (33,638,218 without batch normalisation) for 3×32×32;
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.models import Family, Width
 from stages.program.options import Options
@@ -35,6 +35,12 @@ class Classifier(Options):
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="Part of each hidden layer's outputs that is dropped in training."
     )
+
+    @model_validator(mode="after")
+    def _has_what_to_drop(self) -> Self:
+        if self.dropout and not self.hidden:
+            raise ValueError("dropout is of hidden layers, and there are none; leave it out, or give hidden widths.")
+        return self
 
 
 class Model(Family):
