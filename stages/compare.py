@@ -42,7 +42,7 @@ def main(group: str, *declared: str) -> None:
     sides = [comparison.load(lab) for lab in section.labs]
     rows = comparison.table(sides)
     drawings = {name: png(figure, DPI) for name, figure in comparison.draw(sides).items()}
-    page = comparison.render(group, section.question, section.look_for, sides, drawings)
+    page = comparison.render(group, section, sides, drawings)
 
     comparison.save_table(rows, results / "table.csv")
     with new_folder(results / "plots") as folder:

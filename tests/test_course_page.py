@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
+from stages.learning.group import Group
+from stages.program.options import UserError, check
+from stages.show.comparison import Row, answer
 from tests.conftest import ROOT, run
 
 LAB = "{{about: a, dataset: d, model: {{name: lenet}}, expect: {{accuracy: {expected}, tolerance: 0.1}}}}".format
@@ -99,3 +102,43 @@ def test_what_is_not_whole_beside_the_figures_is_left_out(tmp_path: Path) -> Non
 def test_without_labs_there_is_an_empty_page(tmp_path: Path) -> None:
     assert page(tmp_path, "labs: {}").returncode == 0
     assert "0 labs" in (tmp_path / "results/course.html").read_text()
+
+
+def row(lab: str, accuracy: float, epochs: int, cost: int) -> Row:
+    return Row(lab, 100, cost, epochs, accuracy, 1, accuracy, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "pairs", "sentences"),
+    [
+        (
+            [row("mlp", 0.88, 1, 10), row("cnn", 0.96, 1, 20), row("mixed", 0.84, 1, 20)],
+            [["cnn", "mixed"]],
+            [
+                "mlp reaches 88.00%; held against it, cnn 96.00% (+8.00 points) and mixed 84.00% (−4.00 points).",
+                "It is −12.00 points from cnn to mixed.",
+                "The most accurate is cnn.",
+                "The cheapest for an image is mlp, with 10 multiply-adds.",
+            ],
+        ),
+        (
+            [row("short", 0.88, 1, 10), row("long", 0.89, 30, 10)],
+            [],
+            [
+                "short reaches 88.00%; held against it, long 89.00% (+1.00 points).",
+                "Their trainings are not equally long: short has 1 epoch and long has 30 epochs.",
+                "The most accurate is long.",
+                "An image costs all of them the same: 10 multiply-adds.",
+            ],
+        ),
+    ],
+)
+def test_an_answer_tells_accuracies_lengths_and_costs(
+    rows: list[Row], pairs: list[list[str]], sentences: list[str]
+) -> None:
+    assert answer(rows, pairs) == sentences
+
+
+def test_a_pair_is_of_the_labs_that_are_compared() -> None:
+    with pytest.raises(UserError, match=r"compare\.x: pairs name 'c', which is none of the comparison's labs\."):
+        check(Group, {"labs": ["a", "b"], "pairs": [["a", "c"]]}, "compare.x")

@@ -16,6 +16,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, PercentForm
 from numpy.typing import NDArray
 
 from stages.learning import history
+from stages.learning.group import Group
 from stages.learning.history import Epoch
 from stages.program.files import read_csv, write_csv
 from stages.show.grids import BLUE, GREEN, GREY, VERMILLION, house_style, shortened
@@ -130,8 +131,13 @@ def same_images(sides: Sequence[Side]) -> bool:
     return all(count == counts[0] for count in counts)
 
 
-def answer(rows: Sequence[Row]) -> list[str]:
-    """Say in a few sentences what a comparison has shown: accuracies, the best lab, and the cheapest one."""
+def answer(rows: Sequence[Row], pairs: Sequence[Sequence[str]]) -> list[str]:
+    """Say in a few sentences what a comparison has shown: accuracies, the best lab, and the cheapest one.
+
+    Args:
+        rows: of the table.
+        pairs: names of labs to be held against each other besides.
+    """
     first, *others = rows
     against = [
         f"{row.lab} {row.best_accuracy:.2%} ({signed((row.best_accuracy - first.best_accuracy) * 100)} points)"
@@ -141,17 +147,35 @@ def answer(rows: Sequence[Row]) -> list[str]:
     least = min(row.mult_adds for row in rows)
     leaders = [row.lab for row in rows if row.best_accuracy == best]
     cheapest = [row.lab for row in rows if row.mult_adds == least]
-    cost = f"{least:,} multiply-adds for an image"
+    cost = f"{least:,} multiply-adds"
     sentences = [f"{first.lab} reaches {first.best_accuracy:.2%}; held against it, {_listed(against)}."]
+    by_name = {row.lab: row for row in rows}
+    steps = [_step(by_name[before], by_name[after]) for before, after in pairs]
+    if steps:
+        sentences.append(f"It is {_listed(steps)}.")
+    trained = {row.epochs for row in rows}
+    if len(trained) > 1:
+        sentences.append(f"Their trainings are not equally long: {_listed([_epochs(row) for row in rows])}.")
     if leaders == cheapest:
-        sentences.append(f"{_listed(leaders)} {_be(leaders)} both the most accurate and the cheapest ({cost}).")
+        sentences.append(
+            f"{_listed(leaders)} {_be(leaders)} both the most accurate and the cheapest ({cost} for an image)."
+        )
     else:
         sentences.append(f"The most accurate {_be(leaders)} {_listed(leaders)}.")
         if len(cheapest) == len(rows):
-            sentences.append(f"All cost the same: {cost}.")
+            sentences.append(f"An image costs all of them the same: {cost}.")
         else:
-            sentences.append(f"The cheapest {_be(cheapest)} {_listed(cheapest)}, with {cost}.")
+            sentences.append(f"The cheapest for an image {_be(cheapest)} {_listed(cheapest)}, with {cost}.")
     return sentences
+
+
+def _step(before: Row, after: Row) -> str:
+    points = signed((after.best_accuracy - before.best_accuracy) * 100)
+    return f"{points} points from {before.lab} to {after.lab}"
+
+
+def _epochs(row: Row) -> str:
+    return f"{row.lab} has {row.epochs} epoch{'s' * (row.epochs > 1)}"
 
 
 def draw(sides: Sequence[Side]) -> dict[str, Figure]:
@@ -303,14 +327,13 @@ def per_class(sides: Sequence[Side], names: Sequence[str]) -> Figure:
     return figure
 
 
-def render(name: str, question: str, look_for: str, sides: Sequence[Side], pictures: Mapping[str, bytes]) -> str:
+def render(name: str, group: Group, sides: Sequence[Side], pictures: Mapping[str, bytes]) -> str:
     """Make the page of a comparison: HTML that loads nothing, with links to the reports of its labs.
 
     Args:
         name: the comparison's.
-        question: that it answers; may be empty.
-        look_for: what to look at; may be empty.
-        sides: the labs.
+        group: its block of params.yaml.
+        sides: its labs.
         pictures: PNGs by name, as `draw` names them.
     """
     rows = table(sides)
@@ -318,10 +341,10 @@ def render(name: str, question: str, look_for: str, sides: Sequence[Side], pictu
         TEMPLATE,
         {
             "name": name,
-            "question": question,
-            "look_for": look_for,
+            "question": group.question,
+            "look_for": group.look_for,
             "rows": rows,
-            "answer": answer(rows),
+            "answer": answer(rows, group.pairs),
             "same_images": same_images(sides),
             "pictures": pictures,
         },

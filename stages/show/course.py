@@ -200,7 +200,7 @@ def _comparison(name: str, group: Group, labs: Mapping[str, Lab], stale: bool) -
         name=name,
         group=group,
         rows=rows,
-        answer=answer(rows) if rows else [],
+        answer=answer(rows, group.pairs) if rows else [],
         same_images=len({lab.dataset for lab in members}) <= 1,
         missing=[lab.name for lab in members if lab.metrics is None],
         curves=_whole(_png, folder / "plots/curves.png"),
