@@ -41,8 +41,8 @@ clean:  ## Remove .venv and the caches of tools; data, results and DVC's cache s
 
 # The stamp file is newer than what it was installed from, so a second `make run` installs nothing.
 .venv/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	    echo "labdag needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another one: make $(or $(MAKECMDGOALS),run) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4))' || { \
+	    echo "labdag needs Python 3.11.4 or newer, but $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another one: make $(or $(MAKECMDGOALS),run) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "Installing into .venv (once; about 6 GB, a few minutes) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt

@@ -23,15 +23,16 @@ TOP = """# Results
 
 What each lab of `params.yaml` should reach by its own recipe, and what it reached. This page is written by
 `python -m benchmarks.results write` from [results.jsonl](results.jsonl), which holds a line for each run; the
-commands below add such lines. A run is the lab's stages as programs, by the recipe as it stands in `params.yaml`.
+commands below add such lines. A run is the lab's stages as programs, with model, transform and training as they
+stand in `params.yaml`; seed, threads and precision too, where the command does not name others.
 Accuracies are those on the test images after the best epoch, which is picked by them, as the course does it.
 Where there are several seeds, the figure is their mean ± standard deviation. `(reported)` marks an accuracy that the
 lab's source reports for this very recipe; the other expected ones were first measured with labdag. What a lab costs
 stands in `params.yaml`; `python -m benchmarks.cost` measures it.
 """
 JPEG_NOTE = """CIFAR-10's images as JPEG files, which have lost some detail: what is reached here is no result of
-CIFAR-10. The labs are those of CIFAR-10 in all else. The archive, which `--jpeg` names, has a folder for each class in
-`train/` and in `test/`.
+CIFAR-10. Model, transform and training are those of the labs on CIFAR-10. The archive, which `--jpeg` names, has a
+folder for each class in `train/` and in `test/`.
 """
 FEW_NOTE = """Too heavy for the machine: one epoch on a few images, spread over the training set, to see that the lab
 runs from end to end. The accuracy reached in so few steps means nothing.

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from stages.params import Params
 
 INTERRUPTED = 130
-LONG = ("report", "state")  # columns that may be broken where a terminal is narrow
+LONG = ("report", "state")  # columns that may be broken where a terminal is narrow,
+LEAST_WIDTH = 24  # but not into less than this
+SPARED = ("model", "dataset", "best_epoch", "parameters", "seconds", "reused")  # columns left out there, in this order
 
 app = typer.Typer(
     name="labdag",
@@ -123,7 +125,7 @@ def run(
     assert isinstance(done, Reproduction)
     # The table is the last word: not Prefect's farewell to its temporary server.
     logging.getLogger("prefect").setLevel(logging.WARNING)
-    _print(_table(summary.rows(root, done.stages, done.outcomes)))
+    _print(summary.rows(root, done.stages, done.outcomes))
     print(f"{summary.counts(done.outcomes.values())}")
     if failure is not None:
         _fail(str(failure))
@@ -187,7 +189,7 @@ def list_() -> None:
         }
         for key, members in labs.items()
     ]
-    _print(_table(rows))
+    _print(rows)
 
 
 @app.command()
@@ -305,17 +307,27 @@ def _table(rows: list[dict[str, str]]) -> Table:
             justify="right" if is_number else "left",
             no_wrap=column not in LONG,
             overflow="fold",
+            min_width=min(LEAST_WIDTH, max(len(row.get(column, "")) for row in rows)) if column in LONG else None,
         )
     for row in rows:
         table.add_row(*(Text(row.get(column, "-")) for column in columns))
     return table
 
 
-def _print(table: Table) -> None:
+def _print(rows: list[dict[str, str]]) -> None:
+    """Print a table, without some of its columns where the terminal is too narrow for all."""
     from rich.console import Console
+    from rich.measure import Measurement
 
     # A pipe has no width: let nothing be broken there.
-    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    table = _table(rows)
+    for column in SPARED:
+        if Measurement.get(console, console.options.update(width=1000), table).minimum <= console.width:
+            break
+        rows = [{name: value for name, value in row.items() if name != column} for row in rows]
+        table = _table(rows)
+    console.print(table)
 
 
 def _fail(message: str) -> None:

@@ -23,12 +23,14 @@ class Expectation(Options):
         default=False, description="Whether the source reports that accuracy for this very recipe, or it is our own."
     )
     source: str = Field(default="", description="Where the expected accuracy, and the recipe, come from.")
-    cost: str = Field(default="", description="What the lab costs, as measured.")
+    cost: str = Field(default="", description="What the lab's training costs, from the time of some of its steps.")
 
     @model_validator(mode="after")
     def _together(self) -> Self:
         if (self.accuracy is None) != (self.tolerance is None):
             raise ValueError("accuracy and tolerance go together; give both or neither.")
+        if self.reported and self.accuracy is None:
+            raise ValueError("reported needs an accuracy; give one, or leave it out.")
         return self
 
 
