@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format lock schema dag clean
+.PHONY: help run test stress lint format lock schema dag clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
@@ -13,6 +13,9 @@ run: .venv/installed  ## Run the lab that needs no download, lenet_digits, and s
 
 test: .venv/installed  ## Run the whole test suite
 	@$(BIN)/pytest
+
+stress: .venv/installed  ## Hold labdag against plain DVC on 200 random pipelines (an hour)
+	@LABDAG_STRESS_DAGS=200 $(BIN)/pytest -n 0 tests/test_oracle.py
 
 lint: .venv/installed  ## Check format, style, types and the rules of the rooms
 	@$(BIN)/ruff format --check .

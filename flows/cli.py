@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from flows.doctor import Finding
     from stages.params import Params
 
 INTERRUPTED = 130
-LONG = ("report", "state")  # columns that may be broken where a terminal is narrow,
+LONG = ("report", "state", "why", "found", "advice")  # columns that may be broken where a terminal is narrow,
 LEAST_WIDTH = 24  # but not into less than this
 SPARED = ("model", "dataset", "best_epoch", "parameters", "seconds", "reused")  # columns left out there, in this order
 
@@ -52,6 +53,24 @@ def _reach_this_machine_without_a_proxy() -> None:
     for name in ("NO_PROXY", "no_proxy"):
         exempt = [host for host in os.environ.get(name, "").split(",") if host]
         os.environ[name] = ",".join(dict.fromkeys([*exempt, "127.0.0.1", "localhost"]))
+
+
+def _targets(targets: list[str] | None, params: Params | None) -> list[str]:
+    """What is meant, where none or a comparison is named."""
+    if params is None:
+        return targets or []
+    if not targets:
+        return [*params.labs, *params.compare]  # not the datasets that no lab uses
+    # A comparison reads its labs' figures, but whoever asks for it wants to open their reports too.
+    groups = [params.compare[target].labs for target in targets if target in params.compare]
+    return list(dict.fromkeys([*targets, *(lab for labs in groups for lab in labs)]))
+
+
+def _slot(text: str) -> tuple[str, int]:
+    name, _, size = text.partition("=")
+    if not name or not size.isdecimal():
+        raise MistakeError(f"--slots {text} should be a name and a whole number, such as gpu=1.")
+    return name, int(size)
 
 
 class MistakeError(Exception):
@@ -87,34 +106,58 @@ def run(
         int | None, typer.Option("--jobs", "-j", min=1, help="Stages at once. [default: one per CPU core]")
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Run stages even if nothing changed.")] = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", "-k", help="After a failure, go on with what does not depend on it.")
+    ] = False,
+    downstream: Annotated[
+        bool, typer.Option("--downstream", help="Take what depends on the targets, instead of what they depend on.")
+    ] = False,
+    pull: Annotated[bool, typer.Option("--pull", help="Fetch what is missing from DVC's remote.")] = False,
+    slots: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SIZE",
+            help="How much there is of a resource of meta.slots. [default: cpu and gpu, as this machine has them]",
+        ),
+    ] = None,
 ) -> None:
     """Bring labs up to date: run exactly the stages that changes affect, independent ones at once."""
     root = _project()
     params = _check_params(root)
     from flows import graph, summary
+    from flows.targets import select
 
-    if not targets and params is not None:
-        targets = [*params.labs, *params.compare]  # not the datasets that no lab uses
-    elif targets and params is not None:
-        # A comparison reads its labs' figures, but whoever asks for it wants to open their reports too.
-        groups = [params.compare[target].labs for target in targets if target in params.compare]
-        targets = list(dict.fromkeys([*targets, *(lab for labs in groups for lab in labs)]))
+    sizes = dict(map(_slot, slots or []))
+    targets = _targets(targets, params)
     # Told before Prefect starts its server: a typo should not cost ten seconds.
-    graph.select(graph.load(root), targets or [])
+    select(graph.load(root), targets)
 
-    from flows.reproduce import Reproduction, StageFailedError, reproduce
+    from flows import server
+    from flows.reproduce import Reproduction, RunCancelledError, StageFailedError, reproduce
 
     # Closing the terminal, or `kill`, ends a run as Ctrl-C does: with no stage left behind.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     failure = None
     try:
-        _start_temporary_server()
-        done = reproduce(targets=targets, jobs=jobs, force=force, root=str(root))
+        done = reproduce(
+            targets=targets,
+            jobs=jobs,
+            force=force,
+            keep_going=keep_going,
+            downstream=downstream,
+            pull=pull,
+            slots=sizes,
+            root=str(root),
+            temporary_server=server.start_temporary(),
+        )
     except StageFailedError as error:
         done, failure = error.reproduction, error
+    except RunCancelledError:
+        print("Interrupted; the stages that were running left nothing half-written.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
     except RuntimeError as error:
-        sentence = _about_the_server(error)
+        sentence = server.about(error)
         if sentence is None:
             raise
         raise MistakeError(sentence) from None
@@ -131,43 +174,47 @@ def run(
         _fail(str(failure))
 
 
-def _start_temporary_server() -> None:
-    """Where no server is named, start Prefect's temporary one, out of reach of the terminal's Ctrl-C.
+@app.command()
+def plan(
+    targets: Annotated[
+        list[str] | None, typer.Argument(metavar="[LAB]...", help="As for `labdag run`.", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="As for `labdag run`.")] = False,
+    downstream: Annotated[bool, typer.Option("--downstream", help="As for `labdag run`.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Show the stages that stay as they are, too.")] = False,
+) -> None:
+    """Tell what a run would do to each stage, and why, without running anything."""
+    root = _project()
+    params = _check_params(root)
+    from flows import graph
+    from flows.plan import Will
+    from flows.plan import plan as planned
+    from flows.targets import select
 
-    The terminal sends Ctrl-C to all processes in its foreground. The server has to outlive it by a moment, or
-    else the run, which tells the server of its end, tries in vain for minutes.
-    """
-    from prefect.settings import get_current_settings
-
-    settings = get_current_settings()
-    if settings.api.url or not settings.server.ephemeral.enabled:
-        return
-    from prefect.server.api.server import SubprocessASGIServer
-
-    # A process inherits what its parent has blocked. Ctrl-C meanwhile is not lost, only late.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
-    try:
-        SubprocessASGIServer().start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _about_the_server(error: RuntimeError) -> str | None:
-    """What a user can do about an error, if it says that Prefect's server is out of reach."""
-    from prefect.settings import get_current_settings
-
-    if "ephemeral Prefect API server" in str(error):
-        return (
-            "Prefect's temporary server did not start in time; try again, allow it longer "
-            "(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS), or start one (`prefect server start`)."
+    with graph.Pipeline(root) as pipeline:
+        steps = planned(
+            pipeline, select(pipeline.stages, _targets(targets, params), downstream=downstream), force=force
         )
-    if "Failed to reach API" in str(error):
-        url = get_current_settings().api.url
-        return (
-            f"No Prefect server answers at {url}. Start one (`prefect server start`), or unset PREFECT_API_URL "
-            "to run without."
-        )
-    return None
+    shown = [step for step in steps if everything or step.will is not Will.UNCHANGED]
+    if shown:
+        _print([{"stage": step.stage, "what": step.will, "why": step.reason} for step in shown])
+    counts = [f"{sum(step.will is will for step in steps)} {will}" for will in Will]
+    print(f"{len(steps)} stages: {', '.join(counts)}")
+
+
+@app.command()
+def doctor() -> None:
+    """Look at all that runs need on this machine, and say what to do where something is amiss."""
+    from flows.doctor import Health, examine
+
+    root = _project()
+    findings = list(examine(root))
+    if (root / "stages" / "datasets" / "reach.py").is_file():
+        findings += _reached(root)
+    rows = [{"what": f.what, "is": f.health, "found": f.found, "advice": f.advice or "-"} for f in findings]
+    _print(rows)
+    if any(finding.health is Health.BAD for finding in findings):
+        raise typer.Exit(1)
 
 
 @app.command("list")
@@ -176,10 +223,11 @@ def list_() -> None:
     root = _project()
     params = _check_params(root)
     from flows import graph, summary
+    from flows.targets import results, select
 
     stages = graph.load(root)
     stale = graph.stale(root, stages)
-    labs = graph.results(stages) if params is None else {key: graph.select(stages, [key]) for key in params.labs}
+    labs = results(stages) if params is None else {key: select(stages, [key]) for key in params.labs}
     rows = [
         {
             "lab": key,
@@ -204,17 +252,18 @@ def check(
     if params is None:
         raise MistakeError(f"{root} is no project of labs: nothing in it says what is expected.")
     from flows import graph, summary
+    from flows.targets import select
     from stages.params import judge
 
     stages = graph.load(root)
     for lab in labs or ():
-        graph.select(stages, [lab])
+        select(stages, [lab])
         if lab not in params.labs:
             raise MistakeError(f"'{lab}' is no lab; `labdag list` shows the labs.")
     stale = graph.stale(root, stages)
     missed = False
     for lab in labs or params.labs:
-        members = graph.select(stages, [lab])
+        members = select(stages, [lab])
         accuracy = summary.metrics(root, members.values()).get("accuracy")
         if accuracy is None:
             if labs:
@@ -239,14 +288,32 @@ def course() -> None:
     import subprocess
 
     from flows import graph
+    from flows.targets import select
 
     stages = graph.load(root)
     reasons = graph.stale(root, stages)
-    keys = [
-        key for key in (*params.labs, *params.compare) if any(reasons[name] for name in graph.select(stages, [key]))
-    ]
+    keys = [key for key in (*params.labs, *params.compare) if any(reasons[name] for name in select(stages, [key]))]
     # Another process: flows/ does not import stages/.
     raise typer.Exit(subprocess.run([sys.executable, "-m", "stages.show.course", "--stale", *keys]).returncode)
+
+
+def _reached(root: Path) -> list[Finding]:
+    """Whether the archives of the labs' datasets can be had."""
+    import subprocess
+
+    from flows.doctor import Finding, Health
+
+    # Another process: flows/ does not import stages/.
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.datasets.reach"], cwd=root, stdout=subprocess.PIPE, text=True, check=False
+    )
+    advice = "Name a mirror in LABDAG_MIRRORS, or take labs on datasets that need no download."
+    found = []
+    for line in done.stdout.splitlines():
+        name, is_there, where = line.split("\t")
+        health = Health.GOOD if is_there == "yes" else Health.NOTE
+        found.append(Finding(f"dataset {name}", health, where, "" if is_there == "yes" else advice))
+    return found
 
 
 def _state(reasons: Sequence[tuple[Any, str | None]]) -> str:

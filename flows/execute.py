@@ -1,20 +1,32 @@
-"""One DVC stage, run as a supervised subprocess of `dvc repro --single-item`."""
+"""One DVC stage, run as a supervised `dvc repro --single-item`, with nothing lost and nothing false however it ends."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
-GRACE_SECONDS = 5.0
+from flows.graph import Change, Pipeline, Stage, told
+from flows.journal import Journal, remove
+from flows.output import Lines, Throttle
+from flows.supervisor import MESSAGE_BYTES, sweep
+
+CANCELLED = 130  # the exit code of what was not even started
+BUSY_SECONDS = 0.5  # between two tries where another DVC command uses the same files
+TAINTED = "edited while it ran: "  # as in flows/recording.py, which DVC's own process runs
 HINTS = (
     "To track the changes",
     "git add",
@@ -23,16 +35,22 @@ HINTS = (
     "Use `dvc push`",
     "Data and pipelines are up to date",
 )
+BLOCKED = ("is busy, it is being blocked by", "RWLock-file", "Unable to acquire lock")
+# What keeps DVC from saving outputs that are there and sound: the machine, not the stage.
+UNSAVED = ("[Errno", "database or disk is full", "disk I/O error", "readonly database", "failed to link", *BLOCKED)
 
 
 class Ending(StrEnum):
     """How a stage ended."""
 
     UNCHANGED = "Unchanged"  # nothing that it reads changed
-    CACHED = "Cached"  # restored from DVC's run-cache
+    CACHED = "Cached"  # restored from DVC's cache
     COMPLETED = "Completed"  # its command ran
+    RECOVERED = "Recovered"  # its command had run before, and DVC records only now what it made
+    TAINTED = "Tainted"  # what it reads was edited while it ran, and again the second time
     FAILED = "Failed"
     SKIPPED = "Skipped"  # something upstream failed
+    CANCELLED = "Cancelled"
 
 
 @dataclass(frozen=True)
@@ -52,102 +70,373 @@ class Outcome:
     seconds: float = 0.0
 
 
+@dataclass
+class _Process:
+    """A DVC process of the supervisor's.
+
+    Attributes:
+        code: its exit code, once it has ended; negative for a signal.
+        lines: what it printed.
+        why: why it was told to stop, if it was.
+    """
+
+    code: Future[tuple[int, list[str]]] = field(default_factory=Future)
+    lines: list[str] = field(default_factory=list)
+    why: Ending | None = None
+
+
 class Executor:
-    """Runs stages of the repository at `root`, each in a process group of its own."""
+    """Runs stages of a pipeline, each in a session of its own, none of which outlives this process.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._running: set[subprocess.Popen[str]] = set()
-        self._lock = threading.Lock()
-        self._stopped = False
+    Args:
+        pipeline: the stages.
+        journal: where they are noted.
+        run: the run's name in the journal.
+        pull: whether DVC may fetch what is missing from its remote.
+    """
 
-    def run(self, stage: str, *, force: bool = False, log: Callable[[str], None] = print) -> Outcome:
-        """Bring `stage` up to date, its upstream stages taken as they are.
+    def __init__(self, pipeline: Pipeline, journal: Journal, run: str, *, pull: bool = False) -> None:
+        self.pipeline, self.journal, self.run_id, self.pull = pipeline, journal, run, pull
+        self.root = pipeline.root
+        self._mutex = threading.Lock()
+        self._control: socket.socket | None = None
+        self._processes: dict[int, _Process] = {}
+        self._stopped = threading.Event()
+        self._count = 0
 
-        Args:
-            stage: its name.
-            force: run its command even if nothing changed.
-            log: takes each line of output as it comes.
-        """
-        # --wait-for-lock: stages run side by side, and DVC takes its lock for moments before and after each.
-        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
-        if force:
-            command.append("--force")
-        started = time.monotonic()
-        lines: list[str] = []
-        with self._start(command) as process:
-            try:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    lines.append(line.rstrip("\n"))
-                    if lines[-1] and not _is_hint(lines):
-                        log(lines[-1])
-                code = process.wait()
-            finally:
-                with self._lock:
-                    self._running.discard(process)
-        ending, reason = _read(stage, lines, code)
-        return Outcome(stage, ending, reason, time.monotonic() - started)
+    def __enter__(self) -> Executor:
+        with self._mutex:
+            self._start_supervisor()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._mutex:
+            control = self._control
+        if control is not None:
+            with suppress(OSError):
+                self._order({"do": "release"})
+            control.shutdown(socket.SHUT_RDWR)
+            self._listener.join()
+
+    def adopt(self, pid: int) -> None:
+        """Have the supervisor end another process, too, when this one is gone."""
+        self._order({"do": "adopt", "pid": pid})
 
     def stop(self) -> None:
         """End every running stage with all its processes, first politely, and start no more."""
-        with self._lock:
-            self._stopped = True
-            running = list(self._running)
-        for process in running:
-            _signal_group(process, signal.SIGINT)
-        deadline = time.monotonic() + GRACE_SECONDS
-        for process in running:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
-            # Whatever of the group did not listen, background processes of the command among them.
-            _signal_group(process, signal.SIGKILL)
+        self._stopped.set()
+        with self._mutex:
+            running = [number for number, process in self._processes.items() if not process.code.done()]
+        for number in running:
+            self._stop(number, Ending.CANCELLED)
 
-    def _start(self, command: list[str]) -> subprocess.Popen[str]:
-        # Stage commands say `python`: this interpreter's folder comes first, activated or not.
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        with self._lock:
-            if self._stopped:
-                raise InterruptedError("no stage is started any more")
-            process = subprocess.Popen(
-                command,
-                cwd=self.root,
-                env=os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1"},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                encoding="utf-8",
-                errors="replace",
-                start_new_session=True,
-            )
-            self._running.add(process)
+    def run(self, stage: Stage, *, force: bool = False, log: Callable[[str], None] = print) -> Outcome:
+        """Bring `stage`, which the caller has claimed, up to date, its upstream stages taken as they are.
+
+        Args:
+            stage: what to run.
+            force: run its command even if nothing changed.
+            log: takes lines of output as they come.
+        """
+        started = time.monotonic()
+        outcome = self._recover(stage, log) or self._reproduce(stage, force, log)
+        tries = 0
+        while outcome.ending is Ending.FAILED and tries < stage.meta.retries:
+            tries += 1
+            log(f"It failed: {outcome.reason}")
+            log(f"Try {tries + 1} of {stage.meta.retries + 1} comes in {stage.meta.retry_delay:g} s.")
+            if self._stopped.wait(stage.meta.retry_delay):
+                break
+            outcome = self._recover(stage, log) or self._reproduce(stage, force, log)
+        return replace(outcome, seconds=time.monotonic() - started)
+
+    def clean(self, stage: Stage, log: Callable[[str], None]) -> str | None:
+        """Tidy up after a stage, claimed by the caller, that a dead run had begun; tells what was done, if anything."""
+        if not self.journal.note(stage.name).exists():
+            return None
+        if not self.pipeline.changes(stage.name):
+            self.journal.end(stage.name)
+            return None
+        if self._note(stage).get("made") is not None:
+            return f"{stage.name} had finished but was not recorded; running it will record it"
+        self._restore(stage, log)
+        return f"{stage.name} was cut short; its last good outputs are back"
+
+    def _recover(self, stage: Stage, log: Callable[[str], None]) -> Outcome | None:
+        """Record what an earlier try had finished and could not record, or tidy up after it."""
+        if not self.journal.note(stage.name).exists():
+            return None
+        if not self._is_untouched(stage):
+            self.clean(stage, log)
+            return None
+        log("Its command had finished, but DVC had not recorded it; recording it now.")
+        return self._commit(stage, log)
+
+    def _is_untouched(self, stage: Stage) -> bool:
+        """Whether all outputs are there, finished, and as the command left them."""
+        made = self._note(stage).get("made")
+        if made is None or not all((self.root / out.path).exists() for out in stage.outs):
+            return False
+        with suppress(OSError):
+            return all([(stat := Path(path).stat()).st_size, stat.st_mtime_ns] == sign for path, sign in made.items())
+        return False
+
+    def _commit(self, stage: Stage, log: Callable[[str], None]) -> Outcome | None:
+        process = self._dvc(["--wait-for-lock", "commit", "--force", stage.name], stage, log)
+        if process.why is Ending.CANCELLED:
+            return Outcome(stage.name, Ending.CANCELLED, "cancelled while it was being recorded")
+        if process.code.result()[0] == 0:
+            self.journal.end(stage.name)
+            return Outcome(stage.name, Ending.RECOVERED, "its command had finished before; recorded without running it")
+        said = "\n".join(process.lines)
+        if any(sign in said for sign in UNSAVED):
+            return Outcome(stage.name, Ending.FAILED, self._unsaved(stage, process.lines))
+        self._restore(stage, log)
+        return None
+
+    def _reproduce(self, stage: Stage, force: bool, log: Callable[[str], None]) -> Outcome:
+        taint = None
+        while True:
+            changes = [] if force else self.pipeline.changes(stage.name)
+            reason = told(changes)
+            if not force and reason is None and taint is None:
+                return Outcome(stage.name, Ending.UNCHANGED, "nothing that it reads or writes changed")
+            if taint is None:
+                self.journal.log(stage.name).unlink(missing_ok=True)
+            outcome = self._attempt(stage, force, changes, log)
+            if outcome.ending is not Ending.TAINTED:
+                if taint and outcome.ending in (Ending.COMPLETED, Ending.CACHED):
+                    return replace(outcome, reason=f"{outcome.reason}; run twice, for it was {taint}")
+                return outcome
+            if taint is not None:
+                both = f"{outcome.reason}; and so the first time. Leave what it reads alone, and run it again."
+                return replace(outcome, reason=both)
+            taint = outcome.reason
+            log(f"Tainted: it was {taint}. Nothing of it is recorded; it runs again.")
+
+    def _attempt(self, stage: Stage, force: bool, changes: list[Change], log: Callable[[str], None]) -> Outcome:
+        """Run DVC on the stage once, but for waits for other DVC commands."""
+        argv = ["--wait-for-lock", "repro", "--single-item", stage.name]
+        argv += ["--force"] * force + ["--pull"] * self.pull
+        waited = False
+        while True:
+            self.journal.begin(stage, self.root)
+            process = self._dvc(argv, stage, log)
+            code, left = process.code.result()
+            if left:
+                log(f"Its command left processes running, which were ended: {', '.join(left)}.")
+            said = "\n".join(process.lines)
+            note = self._note(stage)
+            if code == 0:
+                self.journal.end(stage.name)
+                return self._ended_well(stage, process.lines, "it was told to run" if force else told(changes))
+            is_blocked = any(sign in said for sign in BLOCKED)
+            if process.why is not None or TAINTED in said or not (is_blocked or (code < 0 and "made" in note)):
+                break
+            if self.pipeline.mend_locks():
+                log("DVC's list of files in use was broken off; it is mended.")
+            if "made" in note and self._is_untouched(stage):
+                log("Its command has finished, but DVC could not record it; recording it again.")
+                recorded = self._commit(stage, log)
+                return recorded or Outcome(stage.name, Ending.FAILED, _error(process.lines, code))
+            if not waited:
+                waited = True
+                log(f"Waiting for another DVC command: {_error(process.lines, code).splitlines()[0]}")
+            self.journal.end(stage.name)
+            if self._stopped.wait(BUSY_SECONDS):
+                process.why = Ending.CANCELLED
+                break
+        return self._ended_badly(stage, process, note, log)
+
+    def _ended_well(self, stage: Stage, lines: list[str], reason: str | None) -> Outcome:
+        because = f": {reason}" if reason else ""
+        if any(line.startswith(f"Running stage '{stage.name}'") for line in lines):
+            return Outcome(stage.name, Ending.COMPLETED, f"its command ran{because}")
+        if any("is cached - skipping run" in line for line in lines):
+            return Outcome(stage.name, Ending.CACHED, f"restored from DVC's cache{because}")
+        if any(line.startswith("Pulling data for") for line in lines):
+            return Outcome(stage.name, Ending.CACHED, f"pulled from the remote{because}")
+        if any("didn't change, skipping" in line for line in lines):
+            return Outcome(stage.name, Ending.UNCHANGED, "nothing that it reads or writes changed")
+        return Outcome(stage.name, Ending.COMPLETED, f"recorded{because}")  # data, which has no command
+
+    def _ended_badly(
+        self, stage: Stage, process: _Process, note: dict[str, Any], log: Callable[[str], None]
+    ) -> Outcome:
+        code, said = process.code.result()[0], "\n".join(process.lines)
+        made_all = "made" in note and self._is_untouched(stage)
+        if process.why is None and made_all and TAINTED not in said and any(sign in said for sign in UNSAVED):
+            return Outcome(stage.name, Ending.FAILED, self._unsaved(stage, process.lines))
+        self._restore(stage, log)
+        if process.why is Ending.CANCELLED:
+            return Outcome(stage.name, Ending.CANCELLED, "cancelled; its last good outputs are back")
+        if process.why is Ending.FAILED:
+            return Outcome(stage.name, Ending.FAILED, f"it took longer than its timeout of {stage.meta.timeout:g} s")
+        if TAINTED in said:
+            edits = said.rpartition(TAINTED)[2].splitlines()[0]
+            return Outcome(stage.name, Ending.TAINTED, f"{TAINTED}{edits}")
+        return Outcome(stage.name, Ending.FAILED, _error(process.lines, code))
+
+    def _unsaved(self, stage: Stage, lines: list[str]) -> str:
+        return (
+            f"its command finished, but DVC could not save what it made: {_error(lines, 1)}. It is all left in place: "
+            f"mend that and run again, which saves it without running `{stage.name}` anew"
+        )
+
+    def _restore(self, stage: Stage, log: Callable[[str], None]) -> None:
+        """Give a stage its last good outputs back; of those that it never had, remove what there is."""
+        recorded = self.pipeline.recorded(stage.name)
+        wanted = [out.path for out in stage.outs if out.cached and not out.persist]
+        if "read" in self._note(stage):  # else DVC did not get as far as the command
+            self.journal.put_back(stage, self.root)
+            for path in wanted:
+                if path not in recorded:
+                    remove(self.root / path)
+        if paths := [path for path in wanted if path in recorded]:
+            argv = ["--wait-for-lock", "checkout", "--force", "--quiet", *paths]
+            process = self._dvc(argv, stage, log, despite_stop=True)
+            if process.code.result()[0] != 0:
+                log(f"Its last good outputs could not be put back: {_error(process.lines, 1)}")
+        self.journal.end(stage.name)
+
+    def _note(self, stage: Stage) -> dict[str, Any]:
+        with suppress(OSError, ValueError):
+            note = json.loads(self.journal.note(stage.name).read_text(encoding="utf-8"))
+            if isinstance(note, dict):
+                return note
+        return {}
+
+    def _dvc(
+        self, argv: list[str], stage: Stage, log: Callable[[str], None], *, despite_stop: bool = False
+    ) -> _Process:
+        """Run a DVC command for a stage to its end."""
+        process = _Process()
+        with self._mutex:
+            if self._stopped.is_set() and not despite_stop:
+                process.why = Ending.CANCELLED
+                process.code.set_result((CANCELLED, []))
+                return process
+            if self._control is None:
+                self._start_supervisor()
+            self._count += 1
+            number = self._count
+            self._processes[number] = process
+        reading, writing = os.pipe()
+        self._order(
+            {
+                "do": "start",
+                "id": number,
+                "argv": argv,
+                "cwd": str(self.root),
+                "env": self._environment(stage, f"{self.run_id}/{number}"),
+            },
+            writing,
+        )
+        os.close(writing)
+        timer = threading.Timer(stage.meta.timeout or 0, self._stop, (number, Ending.FAILED))
+        timer.daemon = True
+        throttle = Throttle(log, str(self.journal.log(stage.name)))
+        splitter = Lines()
+        with os.fdopen(reading, "rb", buffering=0) as output, self.journal.log(stage.name).open("ab") as kept:
+            while data := output.read(1 << 16):
+                kept.write(data)
+                self._pass_on(splitter.feed(data), process, throttle)
+                if stage.meta.timeout and timer.ident is None and _is_running(process.lines):
+                    timer.start()
+            self._pass_on(splitter.feed(b""), process, throttle)
+        throttle.close()
+        process.code.exception()  # wait for its end
+        timer.cancel()
+        with self._mutex:
+            del self._processes[number]
         return process
 
+    @staticmethod
+    def _pass_on(lines: Iterator[str], process: _Process, log: Throttle) -> None:
+        for line in lines:
+            process.lines.append(line)
+            if line and not _is_hint(process.lines):
+                log(line)
 
-def _signal_group(process: subprocess.Popen[str], number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
+    def _environment(self, stage: Stage, mark: str) -> dict[str, str]:
+        # Stage commands say `python`: this interpreter's folder comes first, activated or not.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        return {
+            "PATH": path,
+            "PYTHONUNBUFFERED": "1",
+            "DVC_NO_ANALYTICS": "1",  # once for each stage would be a lot to report
+            "LABDAG_NOTE": str(self.journal.note(stage.name)),
+            "LABDAG_STAGE": mark,
+        }
+
+    def _stop(self, number: int, why: Ending) -> None:
+        with self._mutex:
+            process = self._processes.get(number)
+            if process is None or process.why is not None:
+                return
+            process.why = why
+        with suppress(OSError):
+            self._order({"do": "stop", "id": number})
+
+    def _order(self, order: dict[str, object], *files: int) -> None:
+        assert self._control is not None
+        socket.send_fds(self._control, [json.dumps(order).encode()], files)
+
+    def _start_supervisor(self) -> None:
+        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            # -P: the user's project may have a package of that name, too.
+            self._supervisor = subprocess.Popen(
+                [sys.executable, "-P", "-m", "flows.supervisor", str(theirs.fileno())],
+                cwd=self.root,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self._control = mine
+        self._listener = threading.Thread(target=self._listen, args=(mine,), name="supervisor", daemon=True)
+        self._listener.start()
+
+    def _listen(self, control: socket.socket) -> None:
+        """Take the supervisor's answers until it, or this executor, is gone."""
+        while True:
+            try:
+                message = control.recv(MESSAGE_BYTES)
+            except OSError:
+                message = b""
+            if not message:
+                break
+            answer = json.loads(message)
+            if "code" in answer:
+                with self._mutex:
+                    process = self._processes[answer["id"]]
+                process.code.set_result((answer["code"], answer["left"]))
+        with self._mutex:
+            if self._control is control:
+                self._control = None
+            control.close()
+            self._supervisor.wait()
+            if self._processes:  # the supervisor was killed
+                sweep(self.run_id)
+            for process in self._processes.values():
+                if not process.code.done():
+                    process.code.set_result((-signal.SIGKILL, []))
+
+
+def _is_running(lines: list[str]) -> bool:
+    return any(line.startswith("Running stage '") for line in lines)
 
 
 def _is_hint(lines: list[str]) -> bool:
     """Whether the last line is DVC's closing advice on git and pushing, the same after every stage."""
-    closing = any(line.startswith(("Updating lock file", "Stage '")) for line in lines)
+    closing = any(line.startswith(("Updating lock file", "Generating lock file", "Stage '")) for line in lines)
     return closing and lines[-1].lstrip().startswith(HINTS)
-
-
-def _read(stage: str, lines: list[str], code: int) -> tuple[Ending, str]:
-    """Tell from DVC's output what it did."""
-    if code != 0:
-        return Ending.FAILED, _error(lines, code)
-    if any(line.startswith(f"Running stage '{stage}'") for line in lines):
-        return Ending.COMPLETED, "its command ran"
-    if any("is cached - skipping run" in line for line in lines):
-        return Ending.CACHED, "the same inputs ran before; outputs restored from the run-cache"
-    return Ending.UNCHANGED, "nothing that it reads or writes changed"
 
 
 def _error(lines: list[str], code: int) -> str:
     """Why the stage failed: its own last words, or else DVC's."""
+    if code < 0:
+        return f"DVC was ended by {signal.Signals(-code).name}"
     said = [line for line in lines if line.strip()]
     dvc_from = next((i for i, line in enumerate(said) if line.startswith("ERROR: failed to reproduce")), len(said))
     own = [line for line in said[:dvc_from] if not line.startswith(("Running stage", "> "))]
@@ -160,4 +449,8 @@ def _error(lines: list[str], code: int) -> str:
     )
     if exited:
         return f"its command {exited}" + (f", last saying: {own[-1].strip()}" if own else "")
-    return "\n".join(said[dvc_from:]).removeprefix("ERROR: ") or f"dvc repro exited with {code} and said nothing"
+    told_by_dvc = "\n".join(said[dvc_from:]).removeprefix("ERROR: ")
+    return _PREFIX.sub("", told_by_dvc) or f"DVC exited with {code} and said nothing"
+
+
+_PREFIX = re.compile(r"^failed to reproduce '[^']*': ")

@@ -1,23 +1,42 @@
-"""The stages of a DVC repository, their edges, and why each is stale; the only reader of DVC's internals."""
+"""The stages of a DVC repository, their edges, and why each is stale; the reader of DVC's internals."""
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
-from collections.abc import Iterable, Sequence
+import json
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.meta import Meta, MetaError, parse
+
 if TYPE_CHECKING:
     from dvc.repo import Repo
 
 NEVER_RUN = "never run"
+SHOWN = 40  # characters of a param's value
 
 
 class GraphError(Exception):
     """The repository or a target is not as it should be; the text says what is wrong and what would be right."""
+
+
+@dataclass(frozen=True)
+class Out:
+    """What a stage makes.
+
+    Attributes:
+        path: of the file or folder, relative to the repository's root.
+        cached: whether DVC keeps it in its cache.
+        persist: whether DVC leaves it in place for the stage to work on.
+    """
+
+    path: str
+    cached: bool = True
+    persist: bool = False
 
 
 @dataclass(frozen=True)
@@ -27,14 +46,16 @@ class Stage:
     Attributes:
         name: how DVC addresses it (`train@lenet_mnist`, `sub/dvc.yaml:train`, `data.csv.dvc`).
         upstream: names of the stages whose outputs it reads.
-        meta: its `meta:` block in dvc.yaml.
+        meta: what its `meta:` block in dvc.yaml says.
         metrics: its metrics files, relative to the repository's root.
+        outs: all that it makes.
     """
 
     name: str
     upstream: tuple[str, ...] = ()
-    meta: dict[str, Any] = field(default_factory=dict)
+    meta: Meta = field(default_factory=Meta)
     metrics: tuple[str, ...] = ()
+    outs: tuple[Out, ...] = ()
 
     @property
     def key(self) -> str:
@@ -45,6 +66,34 @@ class Stage:
     def group(self) -> str:
         """The stage's name in dvc.yaml, without the key (`train`)."""
         return self.name.partition("@")[0]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One reason why a stage is stale.
+
+    Attributes:
+        text: what is different, as a person would say it.
+        source: the stage that makes what is different, where one does.
+        is_missing_out: whether it is an output of the stage itself that is missing, and may be in the cache.
+    """
+
+    text: str
+    source: str | None = None
+    is_missing_out: bool = False
+
+
+@dataclass(frozen=True)
+class Restorable:
+    """What DVC would restore of a stage.
+
+    Attributes:
+        outs: the hash of each output, by its path.
+        is_recorded: whether that is what dvc.lock has.
+    """
+
+    outs: Mapping[str, Any]
+    is_recorded: bool
 
 
 def find_root(start: Path) -> Path:
@@ -69,19 +118,8 @@ def load(root: Path) -> dict[str, Stage]:
         GraphError: dvc.yaml, params.yaml or dvc.lock can't be read (DVC's own sentence says why), or a stage's
             `meta:` is not of the shape that labdag reads.
     """
-    with _opened(root) as repo:
-        graph = repo.index.graph
-        stages = {
-            _name(node): Stage(
-                name=_name(node),
-                upstream=tuple(sorted(map(_name, graph.successors(node)))),
-                meta=_meta(node),
-                metrics=tuple(_relative(repo, out) for out in node.outs if out.metric),
-            )
-            for node in repo.index.stages
-        }
-    order = TopologicalSorter({stage.name: stage.upstream for stage in stages.values()}).static_order()
-    return {name: stages[name] for name in order}
+    with Pipeline(root) as pipeline:
+        return pipeline.stages
 
 
 def stale(root: Path, names: Iterable[str]) -> dict[str, str | None]:
@@ -90,86 +128,327 @@ def stale(root: Path, names: Iterable[str]) -> dict[str, str | None]:
     A stage that is fresh for itself may still rerun, when a stale one upstream changes what it reads.
 
     Raises:
-        GraphError: the repository can't be read, or another DVC command holds its lock.
+        GraphError: the repository can't be read.
     """
-    from dvc.lock import LockError
-
-    wanted = set(names)
-    with _opened(root) as repo:
-        try:
-            with repo.lock:
-                return {_name(node): _reason(node) for node in repo.index.stages if _name(node) in wanted}
-        except LockError:
-            raise GraphError("A stage is running now, so freshness can't be told; try again later.") from None
+    with Pipeline(root) as pipeline:
+        return {name: told(pipeline.changes(name)) for name in names}
 
 
-def select(stages: dict[str, Stage], targets: Sequence[str]) -> dict[str, Stage]:
-    """The stages that `targets` name, and all upstream of them, in the order of `stages`.
+def told(changes: Iterable[Change]) -> str | None:
+    """The reasons in one line; None where there are none."""
+    return "; ".join(change.text for change in changes) or None
 
-    A target is a stage (`train@lenet_mnist`), a stage group (`train`), a foreach key (`lenet_mnist`), or a
-    glob over any of these; no target means everything.
+
+class Pipeline:
+    """The stages of the repository at `root`, looked at again whenever their definitions change.
+
+    It takes none of DVC's locks, so it can be asked while stages run. Its methods may be called from any thread.
+
+    Attributes:
+        root: the repository's root.
+        stages: all stages as they were when the pipeline was opened, each after those that it depends on.
 
     Raises:
-        GraphError: a target names nothing; the nearest name is suggested.
+        GraphError: as `load` says; here and in each method.
     """
-    chosen: set[str] = set()
-    for target in targets:
-        named = {stage.name for stage in stages.values() if _names(stage, target)}
-        if not named:
-            known = sorted({name for stage in stages.values() for name in (stage.key, stage.group, stage.name)})
-            raise GraphError(_unknown(target, known))
-        chosen |= named
-    for stage in reversed(stages.values()):
-        if not targets or stage.name in chosen:
-            chosen |= {stage.name, *stage.upstream}
-    return {name: stage for name, stage in stages.items() if name in chosen}
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._mutex = threading.RLock()
+        self._hashes: dict[str, tuple[tuple[int, ...], Any]] = {}
+        self._params: dict[str, tuple[tuple[int, ...], Any]] = {}
+        self._repo = _opened(root)
+        self._read()
+        self.stages = self._all()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._repo.close()
+
+    def changes(self, name: str) -> list[Change]:
+        """Why the stage would not be skipped, seen for itself; empty if it is fresh."""
+        from dvc.exceptions import DvcException
+
+        with self._mutex, _told_by_dvc():
+            node = self._node(name)
+            if not any(entry.hash_info for entry in (*node.deps, *node.outs)):
+                return [Change(NEVER_RUN)]
+            found = [] if node.frozen else [change for dep in node.deps for change in self._changes_of(dep)]
+            if not node.frozen and (node.is_callback or node.always_changed):
+                found.append(Change("it always runs"))
+            for out in node.outs:
+                try:
+                    status = out.status()
+                except DvcException as error:
+                    status = {str(out): str(error)}
+                for path, what in status.items():
+                    found.append(Change(f"{path} {_OF_OUTS.get(what, what)}", is_missing_out=what == "deleted"))
+            if node.changed_stage():
+                found.append(Change("its command changed"))
+            return found
+
+    def restorable(self, name: str, coming: Mapping[str, Any]) -> Restorable | None:
+        """What DVC would restore from its cache instead of running the stage; None if it would run it.
+
+        Args:
+            name: of the stage.
+            coming: what will have changed before its turn comes: a hash for each file and folder, by its path.
+        """
+        from dvc.stage.cache import _get_cache_hash
+        from dvc.stage.serialize import to_single_stage_lockfile
+
+        with self._mutex, _told_by_dvc():
+            node = self._node(name)
+            if not (node.cmd and node.deps and node.outs) or node.always_changed or node.frozen:
+                return None
+            if any(out.persist or not out.is_in_repo for out in node.outs):
+                return None
+            is_recorded = not node.changed_stage() and all(out.hash_info for out in node.outs)
+            for dep in node.deps:
+                now = coming.get(dep.fs_path) or _hash_now(dep)
+                if now is None:
+                    return None
+                is_recorded = is_recorded and now == dep.hash_info
+                dep.hash_info = now
+            entry = to_single_stage_lockfile(node)
+            cache = self._repo.stage_cache
+            if not is_recorded:
+                key = _get_cache_hash(entry, key=True)
+                folder = Path(cache._get_cache_dir(key))
+                newest = max(folder.iterdir(), key=lambda path: path.stat().st_mtime) if folder.is_dir() else None
+                entry = newest and cache._load_cache(key, newest.name)
+            if not entry:
+                return None
+            restored = cache._create_stage(entry, wdir=node.wdir)
+            if not restored.outs_cached():
+                return None
+            return Restorable({out.fs_path: out.hash_info for out in restored.outs}, is_recorded)
+
+    def mend_locks(self) -> bool:
+        """Remove DVC's list of files in use if a command was killed while writing it; tells whether it was broken."""
+        from dvc.lock import LockError
+        from dvc.rwlock import RWLOCK_FILE, SCHEMA
+        from voluptuous import Invalid
+
+        path = Path(self._repo.tmp_dir) / RWLOCK_FILE
+        with self._mutex, suppress(LockError), self._repo.lock:  # DVC writes the list only under its lock
+            try:
+                SCHEMA(json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, Invalid):
+                path.unlink()
+                return True
+            except FileNotFoundError:
+                pass
+        return False
+
+    def recorded(self, name: str) -> set[str]:
+        """Paths, from the root, of those of the stage's outputs that dvc.lock has."""
+        with self._mutex, _told_by_dvc():
+            outs = [out for out in self._node(name).outs if out.hash_info and out.is_in_repo]
+            return {_relative(self._repo, out) for out in outs}
+
+    def _read(self) -> None:
+        nodes = list(self._repo.index.stages)
+        self._nodes = {_name(node): node for node in nodes}
+        self._files = {node.path: node.dvcfile for node in nodes}
+        self._makers = {out.fs_path: _name(node) for node in nodes for out in node.outs}
+        self._seen = self._definitions()
+        self._locks: dict[str, tuple[int, ...]] = {path: _signature(_lock_of(path)) for path in self._files}
+
+    def _all(self) -> dict[str, Stage]:
+        edges = self._repo.index.graph
+        stages = {
+            name: Stage(
+                name=name,
+                # A frozen stage is not run, whatever is upstream of it.
+                upstream=() if node.frozen else tuple(sorted(map(_name, edges.successors(node)))),
+                meta=_meta(node),
+                metrics=tuple(_relative(self._repo, out) for out in node.outs if out.metric),
+                outs=tuple(
+                    Out(_relative(self._repo, out), bool(out.use_cache), bool(out.persist))
+                    for out in node.outs
+                    if out.is_in_repo
+                ),
+            )
+            for name, node in self._nodes.items()
+        }
+        order = TopologicalSorter({stage.name: stage.upstream for stage in stages.values()}).static_order()
+        return {name: stages[name] for name in order}
+
+    def _definitions(self) -> dict[str, tuple[int, ...]]:
+        """The files that define the stages, and a sign of each one's contents."""
+        from dvc.dependency import ParamsDependency
+
+        paths = set(self._files)
+        for node in self._nodes.values():
+            paths |= {dep.fs_path for dep in node.deps if isinstance(dep, ParamsDependency)}
+        for path, dvcfile in self._files.items():
+            if path.endswith("dvc.yaml"):
+                named = [entry for entry in dvcfile.contents.get("vars", []) if isinstance(entry, str)]
+                paths |= {str(Path(path).parent / entry.partition(":")[0]) for entry in ("params.yaml", *named)}
+        return {path: _signature(path) for path in paths}
+
+    def _node(self, name: str) -> Any:
+        """The stage as it is defined and recorded now."""
+        if any(_signature(path) != seen for path, seen in self._seen.items()):
+            self._repo._reset()
+            self._read()
+        if name not in self._nodes:
+            raise GraphError(f"There is no stage '{name}' in the pipeline any more; it was edited during the run.")
+        node = self._nodes[name]
+        lock = _signature(_lock_of(node.path))
+        if lock != self._locks[node.path]:
+            self._locks[node.path] = lock
+            for cached in ("lockfile_contents", "stages"):
+                self._files[node.path].__dict__.pop(cached, None)
+        if not node.path.endswith("dvc.yaml"):
+            return node.reload()
+        return self._files[node.path].stages[node.name]
+
+    def _changes_of(self, dep: Any) -> Iterator[Change]:
+        from dvc.dependency import ParamsDependency
+
+        if isinstance(dep, ParamsDependency):
+            yield from self._changed_params(dep)
+            return
+        signature = _signature(dep.fs_path)
+        if signature and not Path(dep.fs_path).is_dir():  # hashed for another stage, most often
+            if self._hashes.get(dep.fs_path, ((), None))[0] != signature:
+                self._hashes[dep.fs_path] = signature, dep.get_hash()
+            if self._hashes[dep.fs_path][1] == dep.hash_info:
+                return
+        for path, what in dep.status().items():
+            yield Change(f"{path} {_OF_DEPS.get(what, what)}", source=self._maker(dep.fs_path))
+
+    def _changed_params(self, dep: Any) -> Iterator[Change]:
+        from dvc.dependency.param import read_param_file
+
+        signature = _signature(dep.fs_path)
+        if not signature:
+            yield Change(f"{dep} is missing")
+            return
+        if self._params.get(dep.fs_path, ((), None))[0] != signature:
+            self._params[dep.fs_path] = signature, read_param_file(dep.repo.fs, dep.fs_path)
+        everything, old = self._params[dep.fs_path][1], dep.hash_info.value or {}
+        keys = dep.params or [*everything, *(key for key in old if key not in everything)]
+        for key in keys:
+            if difference := "; ".join(_differences(key, old.get(key, _NOTHING), _at(everything, key))):
+                yield Change(f"{dep}: {difference}", source=self._maker(dep.fs_path))
+
+    def _maker(self, path: str) -> str | None:
+        """The stage that makes the file, or the folder that it lies in, or something within this folder."""
+        return next(
+            (
+                name
+                for made, name in self._makers.items()
+                if path == made or path.startswith(made + "/") or made.startswith(path + "/")
+            ),
+            None,
+        )
 
 
-def results(stages: dict[str, Stage]) -> dict[str, dict[str, Stage]]:
-    """The keys that stand for a result, each with its stages and those that lead to it, up to other results.
-
-    They are those whose stages name a report or figures in their `meta:`, and those that no other key depends on.
-    """
-    read = _read_by_others(stages)
-    keys = dict.fromkeys(s.key for s in stages.values() if s.key not in read or s.meta.keys() & {"report", "summary"})
-    found = {key: {stage.name for stage in stages.values() if stage.key == key} for key in keys}
-    for members in found.values():
-        for stage in reversed(stages.values()):
-            if stage.name in members:
-                members |= {up for up in stage.upstream if up in stages and stages[up].key not in keys}
-    return {key: {name: stages[name] for name in stages if name in members} for key, members in found.items()}
-
-
-def _read_by_others(stages: dict[str, Stage]) -> set[str]:
-    """Keys that another key depends on."""
-    return {
-        stages[upstream].key
-        for stage in stages.values()
-        for upstream in stage.upstream
-        if upstream in stages and stages[upstream].key != stage.key
-    }
-
-
-def _names(stage: Stage, target: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, target) for name in (stage.name, stage.key, stage.group))
-
-
-def _unknown(target: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(target, known, n=1, cutoff=0.5)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    return f"There is no lab or stage '{target}'.{hint} `labdag list` and `dvc stage list` show what there is."
-
-
-def _opened(root: Path) -> Repo:
+def _hash_now(dep: Any) -> Any:
     from dvc.exceptions import DvcException
-    from dvc.repo import Repo
+
+    with suppress(DvcException, OSError):
+        return dep.get_hash() or None
+    return None
+
+
+_NOTHING = object()
+_OF_DEPS = {"modified": "changed", "deleted": "is missing", "new": "is new"}
+_OF_OUTS = {
+    "modified": "is not what it made",
+    "deleted": "is missing",
+    "new": "is new",
+    "not in cache": "is not in the cache",
+}
+
+
+def _at(values: Any, dotted: str) -> Any:
+    import dpath
+
+    with suppress(KeyError):
+        return dpath.get(values, dotted, separator=".")
+    return values.get(dotted, _NOTHING) if isinstance(values, Mapping) else _NOTHING
+
+
+def _differences(key: str, old: Any, new: Any) -> Iterator[str]:
+    """What became of a param, down to the single values."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for inner in dict.fromkeys([*old, *new]):
+            yield from _differences(f"{key}.{inner}", old.get(inner, _NOTHING), new.get(inner, _NOTHING))
+    elif new is _NOTHING and old is not _NOTHING:
+        yield f"{key} is gone (was {_short(old)})"
+    elif old is _NOTHING and new is not _NOTHING:
+        yield f"{key} is new ({_short(new)})"
+    elif old != new and not (isinstance(new, tuple) and list(new) == old):
+        yield f"{key} {_short(old)} → {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if isinstance(value, str) and not value.strip() else str(value)
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+
+
+def _signature(path: str | Path) -> tuple[int, ...]:
+    """A sign of a file's contents that is quick to take; empty where there is none."""
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return ()
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def _lock_of(path: str) -> str:
+    return path.removesuffix(".yaml") + ".lock" if path.endswith("dvc.yaml") else path
+
+
+@contextmanager
+def _told_by_dvc() -> Iterator[None]:
+    """Turn DVC's complaints into ours."""
+    from dvc.exceptions import DvcException
 
     try:
-        repo = Repo(str(root))
-        _ = repo.index.graph
+        yield
     except DvcException as error:
         cause = f": {error.__cause__}" if error.__cause__ else ""
         raise GraphError(f"DVC can't read the pipeline: {error}{cause}") from None
+
+
+def _check_lock(path: Path) -> None:
+    """Tell of a lock file that a merge, or a broken-off write, has left.
+
+    Raises:
+        GraphError: it has conflicts, or is no YAML.
+    """
+    from dvc.utils.serialize import YAMLFileCorruptedError, parse_yaml
+
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if conflicts := [n for n, line in enumerate(text.splitlines(), 1) if line.startswith(("<<<<<<< ", ">>>>>>> "))]:
+        raise GraphError(
+            f"{path.name} has conflicts of a merge, first in line {conflicts[0]}; take one side "
+            f"(`git checkout --ours {path.name}`) and run again: what the other side had is restored from the cache."
+        )
+    try:
+        parse_yaml(text, path)
+    except YAMLFileCorruptedError:
+        raise GraphError(
+            f"{path.name} is no YAML that DVC can read; `git checkout {path.name}` brings the committed one back, and "
+            "what has been run since is restored from the cache."
+        ) from None
+
+
+def _opened(root: Path) -> Repo:
+    from dvc.repo import Repo
+
+    if (root / "dvc.lock").is_file():
+        _check_lock(root / "dvc.lock")
+    with _told_by_dvc():
+        repo = Repo(str(root))
+        _ = repo.index.graph
     return repo
 
 
@@ -181,45 +460,12 @@ def _name(node: Any) -> str:
     return str(name) if path == "dvc.yaml" else f"{path}:{name}"
 
 
-def _meta(node: Any) -> dict[str, Any]:
-    """A stage's `meta:`, of which DVC leaves the shape to us; keys that labdag does not know may hold anything.
-
-    Raises:
-        GraphError: what labdag would read of it has another shape.
-    """
-    meta = {} if node.meta is None else node.meta
-    if not isinstance(meta, dict):
-        raise _wrong_meta(node, "meta", meta, 'a block, such as `meta: {summary: {accuracy: ".2%"}}`')
-    summary, report = meta.get("summary", {}), meta.get("report", "")
-    if not isinstance(summary, dict) or not all(isinstance(text, str) for pair in summary.items() for text in pair):
-        wanted = 'figures with the format of each, such as `meta.summary: {accuracy: ".2%"}`'
-        raise _wrong_meta(node, "meta.summary", summary, wanted)
-    if not isinstance(report, str):
-        raise _wrong_meta(node, "meta.report", report, "the path of a page, such as `meta.report: results/report.html`")
-    return meta
-
-
-def _wrong_meta(node: Any, key: str, value: Any, wanted: str) -> GraphError:
-    return GraphError(f"{node.path_in_repo}: {key} of stage {_name(node)} is {value!r}, but should be {wanted}.")
+def _meta(node: Any) -> Meta:
+    try:
+        return parse(node.meta)
+    except MetaError as error:
+        raise GraphError(f"{node.path_in_repo}: stage {_name(node)}: {error}") from None
 
 
 def _relative(repo: Repo, out: Any) -> str:
     return Path(out.fs_path).relative_to(repo.root_dir).as_posix()
-
-
-def _reason(node: Any) -> str | None:
-    if not any(entry.hash_info for entry in (*node.deps, *node.outs)):
-        return NEVER_RUN
-    changes: list[str] = []
-    for change in next(iter(node.status().values()), []):
-        if isinstance(change, str):
-            changes.append({"changed checksum": "its command changed"}.get(change, change))
-        else:
-            for entries in change.values():
-                changes += [f"{path} {_told(what)}" for path, what in entries.items()]
-    return "; ".join(changes) or None
-
-
-def _told(what: Any) -> str:
-    """DVC says of a file what happened to it, and of a params file which keys changed how."""
-    return ", ".join(f"{key} {how}" for key, how in what.items()) if isinstance(what, dict) else str(what)

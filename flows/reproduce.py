@@ -5,23 +5,37 @@ from __future__ import annotations
 import logging
 import os
 import queue
-from collections.abc import Callable
-from dataclasses import dataclass
+import subprocess
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import UUID, uuid4
 
 from prefect import allow_failure, flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas import State
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.settings import get_current_settings
+from prefect.states import Cancelled, Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows import graph, summary
+from flows import graph, server, summary
 from flows.execute import Ending, Executor, Outcome
+from flows.journal import Journal, Run
+from flows.schedule import Schedule, detected
+from flows.supervisor import sweep
+from flows.targets import select
+
+MANY = 1000  # threads at most; how many stages really run at once is for the schedule to say
+CLAIM_SECONDS = 0.2  # between two tries to claim a stage that another run has
+STATES = {Ending.FAILED: Failed, Ending.TAINTED: Failed, Ending.SKIPPED: Failed, Ending.CANCELLED: Failed}
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,18 @@ class StageFailedError(Exception):
         self.reproduction = reproduction
 
 
+class RunCancelledError(Exception):
+    """Somebody cancelled the run.
+
+    Attributes:
+        reproduction: what the run did before.
+    """
+
+    def __init__(self, message: str, reproduction: Reproduction) -> None:
+        super().__init__(message)
+        self.reproduction = reproduction
+
+
 def _without_empty_traceback(record: logging.LogRecord) -> bool:
     """Drop the "NoneType: None" that Prefect logs after a task that returned a Failed state."""
     if record.exc_info == (None, None, None):
@@ -64,7 +90,7 @@ def _run_name() -> str:
     return f"reproduce {' '.join(targets)}" if targets else "reproduce everything"
 
 
-@flow(name="reproduce", flow_run_name=_run_name)
+@flow(name="reproduce", flow_run_name=_run_name, task_runner=ThreadPoolTaskRunner(max_workers=MANY))  # type: ignore[arg-type]
 def reproduce(
     targets: Annotated[
         list[str] | None,
@@ -72,7 +98,21 @@ def reproduce(
     ] = None,
     jobs: Annotated[int | None, Field(ge=1, description="Stages at once; default: one per CPU core.")] = None,
     force: Annotated[bool, Field(description="Run the selected stages even if nothing changed.")] = False,
+    keep_going: Annotated[
+        bool, Field(description="After a failure, go on with what does not depend on it, instead of starting no more.")
+    ] = False,
+    downstream: Annotated[
+        bool, Field(description="Take what depends on the targets, instead of what they depend on.")
+    ] = False,
+    pull: Annotated[bool, Field(description="Fetch what is missing from DVC's remote.")] = False,
+    slots: Annotated[
+        dict[str, int] | None,
+        Field(description="How much there is of each resource of meta.slots; default: the machine's cpu and gpu."),
+    ] = None,
     root: Annotated[str | None, Field(description="The DVC repository; default: the current folder's.")] = None,
+    temporary_server: Annotated[
+        int | None, Field(description="The process of a server that is to end when this run does, however it does.")
+    ] = None,
 ) -> Reproduction | State[Reproduction]:
     """Reproduce stages of a DVC pipeline, each as a task whose state says what happened.
 
@@ -80,94 +120,204 @@ def reproduce(
         A Reproduction.
 
     Raises:
-        StageFailedError: a stage failed; those that depend on it were skipped, the others went on.
+        StageFailedError: a stage failed; those that depend on it were skipped.
+        RunCancelledError: the run was cancelled; its running stages were ended, the others skipped.
         flows.graph.GraphError: the pipeline can't be read or a target is unknown.
     """
     logger = get_run_logger()
     folder = Path(root) if root else graph.find_root(Path.cwd())
-    stages = graph.select(graph.load(folder), targets or [])
-    executor = Executor(folder)
-    try:
-        outcomes = _schedule(stages, executor, jobs or os.cpu_count() or 1, force)
-    except BaseException:  # Ctrl-C and Prefect's own signals too: no stage may outlive the flow
-        executor.stop()
-        raise
+    journal = Journal(folder)
+    run = Run(uuid4().hex, os.getpid(), str(get_current_settings().api.url or ""), str(flow_run.id))
+    with ExitStack() as held:
+        pipeline = held.enter_context(graph.Pipeline(folder))
+        stages = select(pipeline.stages, targets or [], downstream=downstream)
+        held.enter_context(journal.open(run))
+        executor = held.enter_context(Executor(pipeline, journal, run.id, pull=pull))
+        if temporary_server is not None:
+            executor.adopt(temporary_server)
+        _tidy_up(journal, run, pipeline, executor, logger.warning)
+        _tag(folder, targets or [])
+        course = _Course(
+            stages, executor, journal, Schedule(stages, jobs or os.cpu_count() or 1, detected() | (slots or {}))
+        )
+        with server.watched(UUID(str(flow_run.id)), course.cancel):
+            outcomes = course.run(force=force, keep_going=keep_going)
     reproduction = Reproduction(stages, outcomes)
-    create_table_artifact(
-        key="summary",
-        table=summary.rows(folder, stages, outcomes),
-        description=summary.counts(outcomes.values()),
-    )
-    logger.info(summary.counts(outcomes.values()))
-    failed = [outcome for outcome in outcomes.values() if outcome.ending is Ending.FAILED]
+    told = summary.counts(outcomes.values())
+    create_table_artifact(key="summary", table=summary.rows(folder, stages, outcomes), description=told)
+    logger.info(told)
+    if course.cancelled:
+        return Cancelled(message=told, data=RunCancelledError(told, reproduction))
+    failed = [outcome for outcome in outcomes.values() if outcome.ending in (Ending.FAILED, Ending.TAINTED)]
     if failed:
         message = "\n".join(f"{outcome.stage} failed: {outcome.reason}" for outcome in failed)
         names = ", ".join(outcome.stage for outcome in failed)
         return Failed(message=f"failed: {names}", data=StageFailedError(message, reproduction))
-    return Completed(message=summary.counts(outcomes.values()), data=reproduction)
+    is_up_to_date = all(outcome.ending is Ending.UNCHANGED for outcome in outcomes.values())
+    return Completed(name="UpToDate" if is_up_to_date else None, message=told, data=reproduction)
 
 
 @task(cache_policy=NO_CACHE)
 def run_stage(
-    stage: str, executor: Executor, force: bool, blocked: str | None, record: Callable[[Outcome], None]
+    stage: graph.Stage, executor: Executor, force: bool, blocked: Outcome | None, record: Callable[[Outcome], None]
 ) -> State[Any]:
     """Run one stage and tell what happened to it as the task's state.
 
     Args:
-        stage: its name.
+        stage: what to run.
         executor: runs it.
         force: whether to run its command even if nothing changed.
-        blocked: why it must be skipped, if so.
+        blocked: what becomes of it without a run, if it can't be run.
         record: takes the outcome.
     """
     if blocked is not None:
-        outcome = Outcome(stage, Ending.SKIPPED, blocked)
+        outcome = blocked
     else:
-        outcome = executor.run(stage, force=force, log=get_run_logger().info)
+        try:
+            outcome = executor.run(stage, force=force, log=get_run_logger().info)
+        except graph.GraphError as error:
+            outcome = Outcome(stage.name, Ending.FAILED, str(error))
     record(outcome)
     # Skipped is of the type FAILED: of a cancelled task Prefect would not let another one come after.
-    state = Failed if outcome.ending in (Ending.FAILED, Ending.SKIPPED) else Completed
+    state = STATES.get(outcome.ending, Completed)
     return state(name=outcome.ending.value, message=outcome.reason)
 
 
-def _schedule(stages: dict[str, graph.Stage], executor: Executor, jobs: int, force: bool) -> dict[str, Outcome]:
-    """Submit each stage as soon as all that it depends on has ended, `jobs` at a time."""
-    outcomes: dict[str, Outcome] = {}
+@dataclass
+class _Course:
+    """One run's way through its stages.
 
-    def record(outcome: Outcome) -> None:
-        outcomes[outcome.stage] = outcome
+    Attributes:
+        stages: what is to be run, upstream first.
+        executor: runs a stage.
+        journal: where stages are claimed.
+        schedule: says which may start.
+        outcomes: what became of those that have ended.
+        cancelled: whether somebody has cancelled the run.
+    """
 
-    futures: dict[str, PrefectFuture[Any]] = {}
-    ended: queue.SimpleQueue[str] = queue.SimpleQueue()
-    waiting, running = dict(stages), 0
-    while waiting or running:
-        ready = [s for s in waiting.values() if all(up in outcomes for up in s.upstream if up in stages)]
-        for stage in ready[: jobs - running]:
-            named = run_stage.with_options(name=stage.name, task_run_name=stage.name)
-            upstream = [allow_failure(futures[name]) for name in stage.upstream if name in futures]
-            future = named.submit(
-                stage.name, executor, force, _blocked(stage, outcomes), record, return_state=False, wait_for=upstream
-            )
-            future.add_done_callback(partial(_put, ended, stage.name))
-            futures[stage.name] = future
-            del waiting[stage.name]
-            running += 1
-        name = ended.get()
-        running -= 1
-        if name not in outcomes:  # Prefect could not run the task at all
-            outcomes[name] = Outcome(name, Ending.FAILED, f"Prefect: {futures[name].state.message}")
-    return {name: outcomes[name] for name in stages}
+    stages: Mapping[str, graph.Stage]
+    executor: Executor
+    journal: Journal
+    schedule: Schedule
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    cancelled: bool = False
+    _futures: dict[str, PrefectFuture[Any]] = field(default_factory=dict)
+    _claims: dict[str, ExitStack] = field(default_factory=dict)
+    _ended: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
+    _told: set[tuple[str, str]] = field(default_factory=set)
+
+    def cancel(self) -> None:
+        """End what runs and start nothing more; may be called from any thread."""
+        self.cancelled = True
+        self.executor.stop()
+
+    def run(self, *, force: bool, keep_going: bool) -> dict[str, Outcome]:
+        """Run all stages, each as soon as all that it depends on has ended; tells what became of each."""
+        try:
+            self._run(force, keep_going)
+        except KeyboardInterrupt:
+            self.cancel()
+            self._run(force, keep_going)
+        except BaseException:  # Prefect's own signals: no stage may outlive the flow
+            self.cancel()
+            raise
+        return {name: self.outcomes[name] for name in self.stages}
+
+    def _run(self, force: bool, keep_going: bool) -> None:
+        while self.schedule.waiting or self.schedule.running:
+            contended = False
+            for stage in self.schedule.startable():
+                blocked = self._blocked(stage, keep_going)
+                claim = None if blocked else self.journal.claim(stage)
+                if claim is None and blocked is None:
+                    contended = True
+                    self._tell_once(stage.name, "Waiting for another run, which has this stage or reads its outputs.")
+                    continue
+                if short := self.schedule.shortage(stage):
+                    self._tell_once(stage.name, f"It wants {short}; it gets what there is.")
+                self._submit(stage, force, blocked, claim)
+            if not self.schedule.running and not contended:
+                continue
+            try:
+                name = self._ended.get(timeout=CLAIM_SECONDS if contended else None)
+            except queue.Empty:
+                continue
+            self._take_back(name)
+
+    def _submit(self, stage: graph.Stage, force: bool, blocked: Outcome | None, claim: ExitStack | None) -> None:
+        named = run_stage.with_options(name=stage.name, task_run_name=stage.name)
+        upstream = [allow_failure(self._futures[name]) for name in stage.upstream if name in self._futures]
+        if claim is not None:
+            self._claims[stage.name] = claim
+        self.schedule.start(stage)
+        future = named.submit(stage, self.executor, force, blocked, self._record, return_state=False, wait_for=upstream)
+        self._futures[stage.name] = future
+        future.add_done_callback(partial(self._put, stage.name))
+
+    def _record(self, outcome: Outcome) -> None:
+        self.outcomes[outcome.stage] = outcome
+
+    def _put(self, name: str, _future: PrefectFuture[Any]) -> None:
+        self._ended.put(name)
+
+    def _take_back(self, name: str) -> None:
+        if name in self._claims:
+            self._claims.pop(name).close()
+        if name not in self.outcomes:  # Prefect could not run the task at all
+            self._record(Outcome(name, Ending.FAILED, f"Prefect: {self._futures[name].state.message}"))
+        self.schedule.end(name)
+
+    def _blocked(self, stage: graph.Stage, keep_going: bool) -> Outcome | None:
+        """What becomes of a stage whose upstream has ended, if it must not be run."""
+        if self.cancelled:
+            return Outcome(stage.name, Ending.CANCELLED, "cancelled before it was started")
+        for name in stage.upstream:
+            if name in self.outcomes and self.outcomes[name].ending in summary.BAD:
+                how = "was skipped" if self.outcomes[name].ending is Ending.SKIPPED else "failed"
+                return Outcome(stage.name, Ending.SKIPPED, f"{name}, which it depends on, {how}")
+        if not keep_going:
+            for outcome in self.outcomes.values():
+                if outcome.ending in (Ending.FAILED, Ending.TAINTED):
+                    return Outcome(stage.name, Ending.SKIPPED, f"not started, for {outcome.stage} failed")
+        return None
+
+    def _tell_once(self, name: str, text: str) -> None:
+        if (name, text) not in self._told:
+            self._told.add((name, text))
+            get_run_logger().info("%s: %s", name, text)
 
 
-def _put(ended: queue.SimpleQueue[str], name: str, _future: PrefectFuture[Any]) -> None:
-    ended.put(name)
+def _tidy_up(
+    journal: Journal, run: Run, pipeline: graph.Pipeline, executor: Executor, tell: Callable[[str], None]
+) -> None:
+    """Find what runs that died have left, put it right, and tell of it."""
+    if pipeline.mend_locks():
+        tell("A DVC command was killed while it wrote its list of files in use; the list is mended.")
+    for dead in journal.dead():
+        tell(f"Run {dead.id[:8]} (process {dead.pid}) died without a word.")
+        if left := sweep(dead.id):
+            tell(f"It left processes running, which were ended: {', '.join(left)}.")
+        if dead.api == run.api and server.mark_crashed(UUID(dead.flow_run), "its process died"):
+            tell("Its flow run is marked Crashed.")
+        journal.bury(dead)
+    for name in journal.unfinished():
+        stage = pipeline.stages.get(name)
+        claim = journal.claim(stage) if stage else None
+        if stage and claim:
+            with claim:
+                if done := executor.clean(stage, tell):
+                    tell(f"{done}.")
+        elif stage is None:
+            journal.end(name)
 
 
-def _blocked(stage: graph.Stage, outcomes: dict[str, Outcome]) -> str | None:
-    """Why a stage whose upstream stages have ended must be skipped, if so."""
-    for name in stage.upstream:
-        if name in outcomes and outcomes[name].ending is Ending.FAILED:
-            return f"{name}, which it depends on, failed"
-        if name in outcomes and outcomes[name].ending is Ending.SKIPPED:
-            return f"{name}, which it depends on, was skipped"
-    return None
+def _tag(folder: Path, targets: list[str]) -> None:
+    """Tag the flow run with its targets and the state of the git repository."""
+    tags = list(targets)
+    head = subprocess.run(["git", "-C", folder, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    if head.returncode == 0:
+        status = subprocess.run(["git", "-C", folder, "status", "--porcelain"], capture_output=True, text=True)
+        tags += [f"git {head.stdout.strip()}", "dirty" if status.stdout else "clean"]
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(UUID(str(flow_run.id)), tags=tags)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from flows.execute import Ending, Outcome
-from flows.graph import Stage, results
+from flows.graph import Stage
+from flows.targets import results
 
 MISSING = "-"
-BAD = (Ending.FAILED, Ending.SKIPPED)
-REUSED = (Ending.UNCHANGED, Ending.CACHED)
+BAD = (Ending.FAILED, Ending.TAINTED, Ending.SKIPPED, Ending.CANCELLED)
+REUSED = (Ending.UNCHANGED, Ending.CACHED, Ending.RECOVERED)
 
 
 def figures(root: Path, stages: Iterable[Stage], without: Container[str] = ()) -> dict[str, str]:
@@ -24,7 +25,7 @@ def figures(root: Path, stages: Iterable[Stage], without: Container[str] = ()) -
     """
     found: dict[str, str] = {}
     for stage in stages:
-        wanted = stage.meta.get("summary", {})
+        wanted = stage.meta.summary
         values = metrics(root, [stage]) if wanted and stage.name not in without else {}
         for name, style in wanted.items():
             found[name] = _formatted(values[name], style) if name in values else MISSING
@@ -42,7 +43,7 @@ def metrics(root: Path, stages: Iterable[Stage]) -> dict[str, Any]:
 
 def report(stages: Iterable[Stage]) -> str:
     """The page that a person will want to open, from the last stage that names one (`meta: {report: PATH}`)."""
-    return next((s.meta["report"] for s in reversed(list(stages)) if "report" in s.meta), MISSING)
+    return next((stage.meta.report for stage in reversed(list(stages)) if stage.meta.report), MISSING)
 
 
 def rows(root: Path, stages: dict[str, Stage], outcomes: Mapping[str, Outcome]) -> list[dict[str, str]]:

@@ -228,8 +228,9 @@ def test_a_reason_names_what_changed(folder: Path) -> None:
     edit_params(folder, labs__lenet_digits__plot__dpi=80)
     replaced(folder, "stages/show/figures.py", r"\Z", "# changed\n")
     reasons = graph.stale(folder, graph.load(folder))
-    assert reasons["plot@lenet_mnist"] == "stages/show/figures.py modified"
+    assert reasons["plot@lenet_mnist"] == "stages/show/figures.py changed"
     assert (
-        reasons["plot@lenet_digits"] == "stages/show/figures.py modified; params.yaml labs.lenet_digits.plot modified"
+        reasons["plot@lenet_digits"]
+        == "stages/show/figures.py changed; params.yaml: labs.lenet_digits.plot.dpi 110 → 80"
     )
     assert reasons["train@lenet_digits"] is None

@@ -17,8 +17,10 @@ from typing import Any
 import httpx
 import pytest
 
-from flows.graph import GraphError, Stage, results, select
+from flows.graph import GraphError, Stage
+from flows.meta import Meta
 from flows.summary import figures
+from flows.targets import results, select
 from tests.conftest import edit_params, run
 
 TOY = """
@@ -70,6 +72,11 @@ class Server:
 
     def post(self, path: str, **body: Any) -> Any:
         answer = httpx.post(f"{self.api}/{path}", json=body)
+        answer.raise_for_status()
+        return answer.json()
+
+    def get(self, path: str) -> Any:
+        answer = httpx.get(f"{self.api}/{path}")
         answer.raise_for_status()
         return answer.json()
 
@@ -191,8 +198,8 @@ def test_many_stages_many_at_once(toy: Callable[..., Path], monkeypatch: pytest.
     folder = toy("stages: {}\n")
     stages = {f"s@{n}": Stage(f"s@{n}") for n in range(100)}
     stages |= {f"t@{n}": Stage(f"t@{n}", (f"s@{n}",)) for n in range(100)}
-    monkeypatch.setattr("flows.graph.load", lambda _: stages)
-    monkeypatch.setattr(Executor, "run", lambda _, stage, **__: Outcome(stage, Ending.COMPLETED, "its command ran"))
+    monkeypatch.setattr("flows.graph.Pipeline._all", lambda _: stages)
+    monkeypatch.setattr(Executor, "run", lambda _, stage, **__: Outcome(stage.name, Ending.COMPLETED, "it ran"))
     done = flow.reproduce(jobs=16, root=str(folder))
     assert isinstance(done, flow.Reproduction)
     assert [outcome.ending for outcome in done.outcomes.values()] == [Ending.COMPLETED] * 200
@@ -200,7 +207,7 @@ def test_many_stages_many_at_once(toy: Callable[..., Path], monkeypatch: pytest.
 
 def test_a_failed_stage_stops_what_depends_on_it_and_nothing_else(pipeline: Path, server: Server) -> None:
     edit_params(pipeline, fits__a__x=-1)
-    done = run("labdag", "run", cwd=pipeline, check=False)
+    done = run("labdag", "run", "--keep-going", cwd=pipeline, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "Error: fit@a failed: x is negative; it should not be"
     assert server.states() == all_of("Completed") | {"fit@a": "Failed", "show@a": "Skipped"}
@@ -348,7 +355,7 @@ def test_list_tells_fresh_from_stale_from_never_run(pipeline: Path) -> None:
     run("dvc", "repro", "--quiet", cwd=pipeline)
     assert states() == {"a": "fresh", "b": "fresh"}
     edit_params(pipeline, fits__a__x=11)
-    assert states() == {"a": "stale: fit@a: params.yaml fits.a modified", "b": "fresh"}
+    assert states() == {"a": "stale: fit@a: params.yaml: fits.a.x 10 → 11", "b": "fresh"}
 
 
 STAGES = {
@@ -394,7 +401,7 @@ def test_results_are_the_keys_that_nothing_else_builds_on() -> None:
 
 
 def test_results_are_the_keys_with_a_summary_or_a_report_and_those_that_nothing_else_builds_on() -> None:
-    shown = {"summary": {"score": ".1%"}}
+    shown = Meta(summary={"score": ".1%"})
     toy = (
         Stage("prepare"),
         Stage("evaluate", ("prepare",), shown),
@@ -402,8 +409,8 @@ def test_results_are_the_keys_with_a_summary_or_a_report_and_those_that_nothing_
         Stage("docs"),
         Stage("get@m"),
         Stage("fit@a", ("get@m",), shown),
-        Stage("show@a", ("fit@a",), {"report": "a.html"}),
-        Stage("compare@both", ("fit@a", "evaluate"), {"report": "both.html"}),
+        Stage("show@a", ("fit@a",), Meta(report="a.html")),
+        Stage("compare@both", ("fit@a", "evaluate"), Meta(report="both.html")),
         Stage("get@unused"),
     )
     found = results({stage.name: stage for stage in toy})
@@ -431,10 +438,11 @@ def test_a_value_that_its_format_does_not_fit_is_shown_as_it_is(toy: Callable[..
     assert row.split()[1:7] == ["high", "null", "[1]", "0.5", "12.5%", "3"]
 
     (folder / "a.json").write_text(json.dumps({"score": 10**400}))  # more than a floating-point number can hold
-    assert figures(folder, [Stage("a", (), {"summary": {"score": ".1%"}}, ("a.json",))]) == {"score": str(10**400)}
+    assert figures(folder, [Stage("a", (), Meta(summary={"score": ".1%"}), ("a.json",))]) == {"score": str(10**400)}
 
 
 BLOCK = """, but should be a block, such as `meta: {summary: {accuracy: ".2%"}}`."""
+SLOTS = ", but should be a whole number for each resource, such as `meta.slots: {cpu: 2, gpu: 1}`."
 FIGURES = """, but should be figures with the format of each, such as `meta.summary: {accuracy: ".2%"}`."""
 
 
@@ -443,17 +451,25 @@ FIGURES = """, but should be figures with the format of each, such as `meta.summ
     [
         (
             "hello",
-            """meta of stage a@x is 'hello', but should be a block, such as `meta: {summary: {accuracy: ".2%"}}`.""",
+            """stage a@x: meta is 'hello', but should be a block, such as `meta: {summary: {accuracy: ".2%"}}`.""",
         ),
-        ("[1]", """meta of stage a@x is [1], but should be a block, such as `meta: {summary: {accuracy: ".2%"}}`."""),
-        ("{summary: [acc]}", "meta.summary of stage a@x is ['acc']" + FIGURES),
-        ("{summary: }", "meta.summary of stage a@x is None" + FIGURES),
-        ("{summary: {acc: 2}}", "meta.summary of stage a@x is {'acc': 2}" + FIGURES),
-        ("{summary: {1: d}}", "meta.summary of stage a@x is {1: 'd'}" + FIGURES),
+        ("[1]", """stage a@x: meta is [1], but should be a block, such as `meta: {summary: {accuracy: ".2%"}}`."""),
+        ("{summary: [acc]}", "stage a@x: meta.summary is ['acc']" + FIGURES),
+        ("{summary: }", "stage a@x: meta.summary is None" + FIGURES),
+        ("{summary: {acc: 2}}", "stage a@x: meta.summary is {'acc': 2}" + FIGURES),
+        ("{summary: {1: d}}", "stage a@x: meta.summary is {1: 'd'}" + FIGURES),
         (
             "{report: [a.html]}",
-            "meta.report of stage a@x is ['a.html'], but should be the path of a page, such as "
+            "stage a@x: meta.report is ['a.html'], but should be the path of a page, such as "
             "`meta.report: results/report.html`.",
+        ),
+        ("{slots: {gpu: -1}}", "stage a@x: meta.slots is {'gpu': -1}" + SLOTS),
+        ("{slots: 2}", "stage a@x: meta.slots is 2" + SLOTS),
+        ("{timeout: 10m}", "stage a@x: meta.timeout is '10m', but should be seconds, such as `meta.timeout: 3600`."),
+        ("{retries: 1.5}", "stage a@x: meta.retries is 1.5, but should be a whole number, such as `meta.retries: 2`."),
+        (
+            "{retry_delay: -1}",
+            "stage a@x: meta.retry_delay is -1, but should be seconds, such as `meta.retry_delay: 10`.",
         ),
     ],
 )

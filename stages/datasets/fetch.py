@@ -50,7 +50,7 @@ def fetch(archive: Archive, folder: Path) -> None:
     target = folder / archive.name
     target.parent.mkdir(parents=True, exist_ok=True)
     failures = []
-    for url in (*_mirrored(archive.name), *archive.urls):
+    for url in addresses(archive):
         tries = Retrying(
             stop=stop_after_attempt(TRIES),
             wait=PAUSES,
@@ -71,9 +71,11 @@ def fetch(archive: Archive, folder: Path) -> None:
     )
 
 
-def _mirrored(name: str) -> list[str]:
+def addresses(archive: Archive) -> list[str]:
+    """Where to look for the archive, in this order: mirrors, then its official addresses."""
     bases = os.environ.get("LABDAG_MIRRORS", "").split(",")
-    return [f"{base.strip().rstrip('/')}/{name}" for base in bases if base.strip()]
+    mirrored = [f"{base.strip().rstrip('/')}/{archive.name}" for base in bases if base.strip()]
+    return [*mirrored, *archive.urls]
 
 
 def _try(archive: Archive, url: str, target: Path) -> None:

@@ -1,0 +1,202 @@
+"""What may keep runs from going well on this machine, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+
+from flows.graph import GraphError, Pipeline
+from flows.journal import Journal
+from flows.schedule import GPU, detected
+
+LOW_BYTES = 5 * 1024**3
+SECONDS = 60.0  # for any one program that is asked
+
+
+class Health(StrEnum):
+    """How well it is."""
+
+    GOOD = "ok"
+    NOTE = "note"  # it runs, but could run better, or somebody should know
+    BAD = "bad"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one thing.
+
+    Attributes:
+        what: the thing.
+        health: how well it is.
+        found: what there is.
+        advice: what to do about it, if anything.
+    """
+
+    what: str
+    health: Health
+    found: str
+    advice: str = ""
+
+
+def examine(root: Path) -> Iterator[Finding]:
+    """Look at all that runs need, one thing after the other."""
+    yield _dvc()
+    yield _git(root)
+    yield _pipeline(root)
+    yield _server()
+    yield from _cache(root)
+    yield _disk(root)
+    yield _gpu()
+    yield from _leftovers(root)
+
+
+def _dvc() -> Finding:
+    from flows import recording
+
+    try:
+        recording.check()
+    except RuntimeError as error:
+        return Finding("DVC", Health.BAD, str(error), "Install the version that constraints.txt names.")
+    return Finding("DVC", Health.GOOD, f"{version('dvc')}, Prefect {version('prefect')}")
+
+
+def _git(root: Path) -> Finding:
+    head = _asked("git", "-C", root, "log", "-1", "--format=%h %s")
+    if head is None:
+        return Finding(
+            "git",
+            Health.NOTE,
+            "no commit yet, or no git repository",
+            "`git init && git add . && git commit`: DVC compares results with commits.",
+        )
+    ignored = _asked("git", "-C", root, "check-ignore", "dvc.lock")
+    if ignored:
+        return Finding(
+            "git", Health.BAD, "dvc.lock is ignored", "Take it out of .gitignore: it says what was made of what."
+        )
+    return Finding("git", Health.GOOD, f"at {head.strip()}")
+
+
+def _pipeline(root: Path) -> Finding:
+    try:
+        with Pipeline(root) as pipeline:
+            return Finding("pipeline", Health.GOOD, f"{len(pipeline.stages)} stages")
+    except GraphError as error:
+        return Finding("pipeline", Health.BAD, str(error), "Mend that first; nothing runs before.")
+
+
+def _server() -> Finding:
+    import httpx
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().api.url
+    if not url:
+        return Finding(
+            "Prefect server",
+            Health.NOTE,
+            "none named; each run starts one for itself, which takes a while",
+            "`prefect server start` in a terminal of its own, and `export PREFECT_API_URL=http://127.0.0.1:4200/api`.",
+        )
+    try:
+        answer = httpx.get(f"{url}/admin/version", timeout=5)
+        answer.raise_for_status()
+    except httpx.HTTPError as error:
+        return Finding(
+            "Prefect server",
+            Health.BAD,
+            f"{url} does not answer: {error}",
+            "Start it (`prefect server start`), or unset PREFECT_API_URL to run without.",
+        )
+    return Finding("Prefect server", Health.GOOD, f"{answer.json()} at {url}")
+
+
+def _cache(root: Path) -> Iterator[Finding]:
+    told = _asked(sys.executable, "-m", "dvc", "doctor", cwd=root) or ""
+    folder = Path((_asked(sys.executable, "-m", "dvc", "cache", "dir", cwd=root) or "").strip() or root / ".dvc/cache")
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not os.access(existing, os.W_OK):
+        yield Finding(
+            "cache", Health.BAD, f"{folder} can't be written", f"Give yourself the right to: `chmod -R u+w {folder}`."
+        )
+    else:
+        yield Finding("cache", Health.GOOD, str(folder))
+    links = re.search(r"^Cache types: (.*)$", told, re.MULTILINE)
+    possible = [kind.strip() for kind in links[1].split(",")] if links else []
+    wanted = (_asked(sys.executable, "-m", "dvc", "config", "cache.type", cwd=root) or "").strip()
+    if "reflink" in possible:
+        yield Finding("links", Health.GOOD, "reflink: files of the workspace take no room beside the cache's")
+    elif wanted:
+        yield Finding("links", Health.GOOD, f"{wanted} (cache.type)")
+    else:
+        yield Finding(
+            "links",
+            Health.NOTE,
+            "copies: each output is on the disk twice",
+            "`dvc config cache.type hardlink,symlink` saves the room; outputs are read-only then.",
+        )
+
+
+def _disk(root: Path) -> Finding:
+    free = shutil.disk_usage(root).free
+    found = f"{free / 1024**3:.1f} GiB free"
+    if free < LOW_BYTES:
+        return Finding(
+            "disk", Health.NOTE, found, "Free some: `dvc gc --workspace` drops what no result needs any more."
+        )
+    return Finding("disk", Health.GOOD, found)
+
+
+def _gpu() -> Finding:
+    count = detected()[GPU]
+    if count == 0:
+        return Finding("GPU", Health.NOTE, "none; everything runs on the CPU")
+    names = _asked("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+    if names is None:
+        return Finding("GPU", Health.BAD, f"{count} there, but nvidia-smi fails", "Mend the driver's installation.")
+    return Finding("GPU", Health.GOOD, ", ".join(names.strip().splitlines()))
+
+
+def _leftovers(root: Path) -> Iterator[Finding]:
+    journal = Journal(root)
+    dead, unfinished = journal.dead(), journal.unfinished()
+    if dead or unfinished:
+        told = [f"{len(dead)} runs died", f"stages cut short: {', '.join(unfinished) or 'none'}"]
+        yield Finding("journal", Health.NOTE, "; ".join(told), "Nothing to do: the next `labdag run` tidies up.")
+    else:
+        yield Finding("journal", Health.GOOD, "no run died")
+    yield _rwlock(root / ".dvc" / "tmp" / "rwlock")
+
+
+def _rwlock(path: Path) -> Finding:
+    """DVC's list of the files that its commands read and write."""
+    try:
+        users = json.loads(path.read_text())
+        infos = [*users.get("write", {}).values(), *(info for each in users.get("read", {}).values() for info in each)]
+        dead = {info["pid"] for info in infos if not psutil.pid_exists(info["pid"])}
+    except FileNotFoundError:
+        return Finding("locks", Health.GOOD, "none")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Finding("locks", Health.BAD, f"{path} is broken off", "Nothing to do: the next `labdag run` mends it.")
+    if dead:
+        return Finding("locks", Health.NOTE, "left by commands that were killed", "Nothing to do: DVC takes them away.")
+    return Finding("locks", Health.GOOD, "in use by a DVC command" if infos else "none")
+
+
+def _asked(*command: str | Path, cwd: Path | None = None) -> str | None:
+    """What a program says; None if it fails or is not there."""
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None

@@ -1,0 +1,81 @@
+"""What DVC does not know of a stage: its `meta:` block in dvc.yaml, of which DVC leaves the shape to others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class MetaError(Exception):
+    """A key of `meta:` has another shape than labdag reads; the text says which, and what would be right."""
+
+
+@dataclass(frozen=True)
+class Meta:
+    """The keys of `meta:` that labdag reads; others may hold anything.
+
+    Attributes:
+        summary: figures of the stage's metrics to show in tables, each with the format to print it in.
+        report: the page that a person will want to open, a path from the repository's root.
+        slots: how much of each resource the stage occupies while it runs (`{cpu: 2, gpu: 1}`).
+        timeout: seconds after which it is ended and has failed; None lets it run for ever.
+        retries: how often it is run again after a failure.
+        retry_delay: seconds between a failure and the next try.
+    """
+
+    summary: Mapping[str, str] = field(default_factory=dict)
+    report: str | None = None
+    slots: Mapping[str, int] = field(default_factory=dict)
+    timeout: float | None = None
+    retries: int = 0
+    retry_delay: float = 0.0
+
+
+def parse(raw: Any) -> Meta:
+    """Read a `meta:` block.
+
+    Raises:
+        MetaError: a key that labdag reads has another shape.
+    """
+    if raw is None:
+        return Meta()
+    if not isinstance(raw, dict):
+        raise MetaError(_sentence("meta", raw, 'a block, such as `meta: {summary: {accuracy: ".2%"}}`'))
+    found = {}
+    for key, (is_right, wanted) in _SHAPES.items():
+        if key in raw:
+            if not is_right(raw[key]):
+                raise MetaError(_sentence(f"meta.{key}", raw[key], wanted))
+            found[key] = raw[key]
+    return Meta(**found)
+
+
+def _sentence(key: str, value: Any, wanted: str) -> str:
+    return f"{key} is {value!r}, but should be {wanted}."
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_summary(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for pair in value.items() for text in pair)
+
+
+def _is_slots(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(name, str) and _is_whole(size) for name, size in value.items())
+
+
+_SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "summary": (_is_summary, 'figures with the format of each, such as `meta.summary: {accuracy: ".2%"}`'),
+    "report": (lambda value: isinstance(value, str), "the path of a page, such as `meta.report: results/report.html`"),
+    "slots": (_is_slots, "a whole number for each resource, such as `meta.slots: {cpu: 2, gpu: 1}`"),
+    "timeout": (lambda value: _is_number(value) and value > 0, "seconds, such as `meta.timeout: 3600`"),
+    "retries": (_is_whole, "a whole number, such as `meta.retries: 2`"),
+    "retry_delay": (lambda value: _is_number(value) and value >= 0, "seconds, such as `meta.retry_delay: 10`"),
+}

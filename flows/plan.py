@@ -1,0 +1,79 @@
+"""What a run would do, and why, told without running anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from flows.graph import Pipeline, Stage, told
+
+
+class Will(StrEnum):
+    """What will happen to a stage."""
+
+    UNCHANGED = "unchanged"
+    RESTORE = "will be restored"  # from DVC's cache
+    RUN = "will run"
+    MAYBE = "may run"  # if what upstream makes is different from before
+
+
+@dataclass(frozen=True)
+class Step:
+    """What will happen to one stage.
+
+    Attributes:
+        stage: its name.
+        will: what will happen.
+        reason: why.
+    """
+
+    stage: str
+    will: Will
+    reason: str
+
+
+def plan(pipeline: Pipeline, stages: Mapping[str, Stage], *, force: bool = False) -> list[Step]:
+    """Tell of each stage what a run would do to it.
+
+    What the run-cache has is looked up as far as it can be known: where all that a stage reads is there, or will be
+    restored from the cache itself.
+
+    Args:
+        pipeline: the stages' pipeline.
+        stages: what would be run, each after those that it depends on.
+        force: whether all of them would be made to run.
+
+    Raises:
+        flows.graph.GraphError: the pipeline can't be read.
+    """
+    steps: dict[str, Step] = {}
+    coming: dict[str, object] = {}  # what will be restored: the hash of each file and folder, by its path
+    for stage in stages.values():
+        steps[stage.name] = _step(pipeline, stage, steps, coming, force)
+    return list(steps.values())
+
+
+def _step(pipeline: Pipeline, stage: Stage, steps: Mapping[str, Step], coming: dict[str, object], force: bool) -> Step:
+    if force:
+        return Step(stage.name, Will.RUN, "it is told to")
+    moving = [up for up in stage.upstream if up in steps and steps[up].will is not Will.UNCHANGED]
+    changes = pipeline.changes(stage.name)
+    # What upstream makes anew is not as it is now when the stage's turn comes.
+    lasting = [change for change in changes if change.source not in moving]
+    if not lasting and not moving:
+        return Step(stage.name, Will.UNCHANGED, "nothing that it reads or writes changed")
+    if all(steps[up].will is Will.RESTORE for up in moving):
+        found = pipeline.restorable(stage.name, coming)
+        if found is not None and found.is_recorded and not lasting:
+            return Step(stage.name, Will.UNCHANGED, "what is restored upstream is what it has read before")
+        if found is not None:
+            coming.update(found.outs)
+            return Step(stage.name, Will.RESTORE, told(lasting) or f"{_listed(moving)} is restored")
+    if lasting:
+        return Step(stage.name, Will.RUN, told(lasting) or "")
+    return Step(stage.name, Will.MAYBE, f"if what {_listed(moving)} makes is different from before")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:-1]) + (" or " if len(names) > 1 else "") + names[-1]

@@ -1,0 +1,262 @@
+"""How DVC records a stage that it has run, made exact and safe against a crash.
+
+DVC 3 has four faults here, and no option against them:
+
+- It hashes what a stage reads after the command. What was edited meanwhile is recorded, in dvc.lock and in the
+  run-cache, as if it had made the outputs. Here a stage is recorded only if all that it reads is what it was before.
+- It takes what its cache has for what it should have, as long as the file is read-only. Here what is to be restored is
+  hashed before, and a spoilt object is dropped, so that the stage runs.
+- It writes dvc.lock in place. A kill at that moment, or a full disk, leaves a part of it. Here it is replaced at once.
+- It parses and writes the whole of dvc.lock in round-trip mode for each stage, most of a second with 200 stages.
+  Here the stage's own entry is put into the text.
+
+The same bytes come out. And here a stage leaves a note, in the file that LABDAG_NOTE names, of what it read, and once
+its command has ended well, of what that made: for whoever finds it finished but not recorded.
+
+`install` changes the process that it is called in and nothing else: the supervisor's children, which run `dvc repro`
+for one stage each.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dvc import dvcfile, lock, rwlock, stage
+from dvc.exceptions import DvcException
+from dvc.output import Output
+from dvc.stage import Stage, serialize
+from dvc.stage.cache import StageCache
+from dvc.utils.serialize import dumps_yaml, parse_yaml_for_update
+from dvc_data.hashfile.hash import file_md5
+from dvc_data.hashfile.tree import Tree
+from dvc_objects.errors import ObjectFormatError
+
+POLL_SECONDS = 0.02  # between two tries for DVC's lock, which are half a second apart in DVC itself
+TAINTED = "edited while it ran: "  # how the sentence about a stage that must not be recorded begins
+
+_HEAD = "schema: '2.0'\nstages:\n"
+# What is replaced below, as it must look to be replaced.
+_KNOWN: dict[Callable[..., Any], str] = {
+    stage.run_stage: "(stage, dry=False, force=False, run_env=None, **kwargs)",
+    Stage.save_outs: "(self, allow_missing: bool = False)",
+    StageCache._create_stage: "(self, cache, wdir=None)",
+    dvcfile.Lockfile.dump_stages: "(self, stages, **kwargs)",
+}
+
+
+class TaintedError(DvcException):  # type: ignore[misc]
+    """What the stage reads was edited while it ran, so nothing can be said of what its outputs were made from."""
+
+
+def install() -> None:
+    """Make DVC record stages in this way, in this process.
+
+    Raises:
+        RuntimeError: this version of DVC differs where it matters.
+    """
+    check()
+    run_stage, save_outs = stage.run_stage, Stage.save_outs
+
+    def run_between_notes(node: Stage, *args: Any, **kwargs: Any) -> None:
+        note = {"read": _read(node)}
+        _write_note(note)
+        run_stage(node, *args, **kwargs)
+        _write_note(note | {"made": made(out.fs_path for out in node.outs)})
+
+    def save_untainted_outs(self: Stage, *args: Any, **kwargs: Any) -> None:
+        # DVC has just hashed the dependencies anew, and what it has found now is what it would record.
+        edits = _edits(_read_note().get("read", {}), _plain({str(dep): dep.hash_info.value for dep in self.deps}))
+        if edits:
+            raise TaintedError(TAINTED + ", ".join(edits))
+        save_outs(self, *args, **kwargs)
+
+    create_stage = StageCache._create_stage
+
+    def create_sound_stage(self: StageCache, entry: Mapping[str, Any], **kwargs: Any) -> Stage:
+        node = create_stage(self, entry, **kwargs)
+        for out in node.outs:
+            _drop_spoilt(out)
+        return node
+
+    stage.run_stage, Stage.save_outs = run_between_notes, save_untainted_outs
+    StageCache._create_stage = create_sound_stage
+    dvcfile.Lockfile.dump_stages = _dump_stages
+    # DVC's lock waits for ever where --wait-for-lock is given; this is only how often it looks.
+    lock.DEFAULT_TIMEOUT = POLL_SECONDS * 6
+    rwlock.make_lock = _patient_lock
+
+
+def _drop_spoilt(out: Output) -> None:
+    """Remove those of an output's objects from the cache whose contents have another hash than their names say."""
+    if out.hash_name != "md5":
+        return
+    try:
+        found = out.get_obj()
+    except (DvcException, ObjectFormatError):
+        found = None
+    names = [out.hash_info.value]
+    names += [entry.value for _, _, entry in found] if isinstance(found, Tree) else []
+    for name in names:
+        path = Path(out.cache.oid_to_path(name))
+        if path.exists() and file_md5(str(path), out.cache.fs) != name.removesuffix(".dir"):
+            dvcfile.logger.warning("What the cache has of '%s' is spoilt; it is dropped.", out)
+            path.unlink()
+
+
+def check() -> None:
+    """Look whether DVC is as it must be for `install`.
+
+    Raises:
+        RuntimeError: it is not.
+    """
+    for function, known in _KNOWN.items():
+        signature = str(inspect.signature(inspect.unwrap(function))).partition(" ->")[0]
+        if signature != known:
+            raise RuntimeError(f"labdag does not know this version of DVC: {function.__qualname__} takes {signature}.")
+
+
+def _patient_lock(*args: Any, **kwargs: Any) -> Any:
+    """The guard of the list of files in use, held for moments, for which DVC waits only so long: wait for it too."""
+    return lock.make_lock(*args, **kwargs | {"wait": True})
+
+
+def _read(node: Stage) -> dict[str, Any]:
+    """What the stage reads, as it is now: a hash for each file and folder, values for each file of params."""
+    found = {}
+    for dep in node.deps:
+        try:
+            found[str(dep)] = dep.get_hash().value
+        except (DvcException, OSError):  # missing, say: DVC itself will tell, or the command will make it
+            continue
+    return _plain(found)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON has it, so that what was noted compares with what is there: a date is a string, a tuple a list."""
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    return plain
+
+
+def made(paths: Iterable[str]) -> dict[str, list[int]]:
+    """Size and time of change of every file under some outputs, by path: a cheap sign that nobody touched them."""
+    files = [Path(path) for path in paths]
+    files += [
+        Path(folder) / name for path in files if path.is_dir() for folder, _, names in os.walk(path) for name in names
+    ]
+    return {str(file): [(stat := file.stat()).st_size, stat.st_mtime_ns] for file in files if file.is_file()}
+
+
+def _write_note(note: Mapping[str, Any]) -> None:
+    if path := os.environ.get("LABDAG_NOTE"):
+        replace(Path(path), json.dumps(note), Path(path).parent)
+
+
+def _read_note() -> dict[str, Any]:
+    path = os.environ.get("LABDAG_NOTE")
+    if path is None or not Path(path).exists():
+        return {}
+    note: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    return note
+
+
+def _edits(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    edits = []
+    for path, old in before.items():
+        new = after.get(path)
+        if isinstance(old, dict) and isinstance(new, dict):
+            edits += [f"{key} of {path}" for key in old.keys() | new.keys() if old.get(key) != new.get(key)]
+        elif old != new:
+            edits.append(path)
+    return sorted(edits)
+
+
+def _dump_stages(self: dvcfile.Lockfile, stages: list[Stage], **kwargs: Any) -> None:
+    if not stages:
+        return
+    path = Path(self.path).resolve()
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if not text:
+        dvcfile.logger.info("Generating lock file '%s'", self.relpath)
+    changed = text
+    for node in stages:
+        changed = with_entry(changed, node.name, serialize.to_lockfile(node, **kwargs)[node.name], str(path))
+    if changed == text:
+        return
+    if text:
+        dvcfile.logger.info("Updating lock file '%s'", self.relpath)
+    replace(path, changed, Path(self.repo.tmp_dir))
+    self.repo.scm_context.track_file(self.relpath)
+
+
+def with_entry(text: str, name: str, entry: Mapping[str, Any] | None, path: str) -> str:
+    """The text of a lock file with the entry of one stage in place of the one that it has, or after all others.
+
+    Args:
+        text: of the lock file; may be empty.
+        name: of the stage.
+        entry: what is to be recorded; None takes the entry out.
+        path: of the lock file, for messages.
+
+    Raises:
+        dvc.utils.serialize.YAMLFileCorruptedError: the text is no YAML.
+    """
+    if text and not _is_plain(text):  # edited by hand, or with datasets: DVC's own, slow way
+        data = parse_yaml_for_update(text, path)
+        data["stages"] = data.get("stages", {})
+        data["stages"].pop(name, None) if entry is None else data["stages"].update({name: entry})
+        return str(dumps_yaml(data))
+    head = re.escape(_first_line(name))
+    block = re.search(rf"^{head}\n(?:(?:   .*|)\n)*", text, re.MULTILINE)
+    new = "" if entry is None else dumps_yaml({"stages": {name: entry}}).removeprefix("stages:\n")
+    if block is None:
+        return (text or _HEAD) + new
+    return text[: block.start()] + new + text[block.end() :]
+
+
+def _is_plain(text: str) -> bool:
+    """Whether DVC wrote all of the text, in one block of stages, and no entry refers to another."""
+    stages = text.removeprefix(_HEAD)
+    return (
+        stages != text
+        and text.endswith("\n")
+        and re.search(r"^(?! {2}|$)", stages[:-1], re.MULTILINE) is None
+        and re.search(r"[&*]id\d{3}", stages) is None
+    )
+
+
+def _first_line(name: str) -> str:
+    return str(dumps_yaml({"stages": {name: {"cmd": "x"}}})).splitlines()[1]
+
+
+def replace(path: Path, text: str, folder: Path) -> None:
+    """Put `text` in the place of a file's, at once and for good, by way of a temporary file in `folder`.
+
+    Raises:
+        OSError: it can't be written; the file is as it was.
+    """
+    is_near = folder.stat().st_dev == path.parent.stat().st_dev  # else it can't be renamed from there
+    handle, temporary = tempfile.mkstemp(dir=folder if is_near else path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        mode = path.stat().st_mode if path.exists() else 0o666 & ~_umask()
+        Path(temporary).chmod(mode & 0o777)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink()
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

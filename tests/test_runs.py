@@ -1,0 +1,260 @@
+"""Whole runs of `labdag`, against a real Prefect server: several at once, cut short, cancelled, told beforehand."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dvc.utils.serialize import dumps_yaml, parse_yaml_for_update
+from ruamel.yaml import YAML
+
+from flows.recording import with_entry
+from tests.conftest import edit_params, run
+from tests.test_executor import is_gone, wait_for
+from tests.test_flow import FIT, PARAMS, TOY, Server
+
+pytestmark = pytest.mark.usefixtures("server")
+
+SLOW = """
+stages:
+  first: {cmd: "echo first >> ../ran; while ! test -e ../go; do sleep 0.05; done; cp in a", deps: [in], outs: [a]}
+  second: {cmd: "echo second >> ../ran; cp a b", deps: [a], outs: [b]}
+  other: {cmd: "echo other >> ../ran; cp in c", deps: [in], outs: [c]}
+"""
+
+
+@pytest.fixture
+def server(prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> Server:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+    return Server(prefect_server)
+
+
+@pytest.fixture
+def pipeline(toy: Callable[..., Path]) -> Path:
+    return toy(TOY, **{"params.yaml": PARAMS, "fit.py": FIT})
+
+
+@pytest.fixture
+def slow(toy: Callable[..., Path]) -> Path:
+    return toy(SLOW, **{"in": "1"})
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        ["labdag", "run", *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def ran(folder: Path) -> list[str]:
+    return sorted((folder.parent / "ran").read_text().split()) if (folder.parent / "ran").exists() else []
+
+
+def test_two_runs_at_once_share_the_work_and_neither_fails(slow: Path) -> None:
+    one = start(slow, "second")
+    wait_for(lambda: ran(slow) == ["first"])
+    two = start(slow)
+    wait_for(lambda: ran(slow) == ["first", "other"])  # the second run does not wait with what the first has not
+    (slow.parent / "go").touch()
+    for process in (one, two):
+        assert process.wait(60) == 0
+    assert ran(slow) == ["first", "other", "second"]
+    said = two.communicate()
+    assert "first: Waiting for another run, which has this stage or reads its outputs." in said[1]
+    assert run("dvc", "status", cwd=slow).stdout.strip() == "Data and pipelines are up to date."
+    one.communicate()
+
+
+def test_after_a_kill_of_everything_the_next_run_tidies_up_and_goes_on(slow: Path, server: Server) -> None:
+    (slow.parent / "go").touch()
+    run("labdag", "run", cwd=slow)
+    (slow.parent / "go").unlink()
+    (slow / "in").write_text("2")
+    killed = start(slow)
+    wait_for(lambda: ran(slow).count("first") == 2)
+    wait_for(lambda: (slow / "c").exists() and (slow / "c").read_text() == "2")
+    time.sleep(1)
+    children = [int(pid) for pid in subprocess.check_output(["pgrep", "-f", "while ! test -e ../go"]).split()]
+    killed.kill()
+    killed.communicate()
+    wait_for(lambda: all(map(is_gone, children)), seconds=5)
+    assert not (slow / "a").exists()
+    dead = server.flow_run()
+    (slow.parent / "go").touch()
+    done = run("labdag", "run", cwd=slow)
+    assert f"(process {killed.pid}) died without a word." in done.stderr
+    assert "first was cut short; its last good outputs are back." in done.stderr
+    assert "3 stages: 2 run, 1 reused" in done.stdout
+    state = server.get(f"flow_runs/{dead['id']}")["state"]
+    assert (state["type"], state["message"]) == ("CRASHED", "its process died")
+    assert {name: (slow / name).read_text() for name in "abc"} == dict.fromkeys("abc", "2")
+    assert ran(slow).count("other") == 2
+
+
+def test_a_cancel_in_the_ui_ends_the_stages_and_says_so(slow: Path, server: Server) -> None:
+    process = start(slow, "second")
+    wait_for(lambda: ran(slow) == ["first"])
+    child = int(subprocess.check_output(["pgrep", "-f", "while ! test -e ../go"]).split()[0])
+    asked = time.monotonic()
+    server.post(f"flow_runs/{server.flow_run()['id']}/set_state", state={"type": "CANCELLING"})
+    wait_for(lambda: is_gone(child))
+    assert time.monotonic() - asked < 5
+    assert process.wait(30) == 130
+    process.communicate()
+    assert server.states() == {"first": "Cancelled", "second": "Cancelled"}
+    assert server.flow_run()["state"]["type"] == "CANCELLED"
+
+
+def test_keep_going_and_its_opposite(toy: Callable[..., Path], server: Server) -> None:
+    folder = toy(
+        "stages:\n"
+        "  bad: {cmd: 'false', outs: [x]}\n"
+        "  next: {cmd: cp x y, deps: [x], outs: [y]}\n"
+        "  last: {cmd: cp y z, deps: [y], outs: [z]}\n"
+        "  good: {cmd: echo > g, outs: [g]}\n"
+    )
+    run("labdag", "run", "--jobs", "1", cwd=folder, check=False)
+    assert server.states() == {"bad": "Failed", "next": "Skipped", "last": "Skipped", "good": "Skipped"}
+    assert server.tasks()["good"]["state"]["message"] == "not started, for bad failed"
+    run("labdag", "run", "--jobs", "1", "--keep-going", cwd=folder, check=False)
+    assert server.states() == {"bad": "Failed", "next": "Skipped", "last": "Skipped", "good": "Completed"}
+
+
+def test_downstream_takes_what_depends_on_the_targets(pipeline: Path, server: Server) -> None:
+    run("labdag", "run", cwd=pipeline)
+    run("labdag", "run", "--downstream", "fit@a", cwd=pipeline)
+    assert server.states() == {"fit@a": "Unchanged", "show@a": "Unchanged"}
+
+
+def test_a_run_is_named_and_tagged_and_tells_when_all_was_up_to_date(pipeline: Path, server: Server) -> None:
+    run("labdag", "run", "a", cwd=pipeline)
+    found = server.flow_run()
+    head = run("git", "rev-parse", "--short", "HEAD", cwd=pipeline).stdout.strip()
+    assert found["name"] == "reproduce a"
+    assert set(found["tags"]) == {"a", f"git {head}", "clean"}
+    assert found["state"]["name"] == "Completed"
+    edit_params(pipeline, fits__b__x=21)
+    run("labdag", "run", "a", cwd=pipeline)
+    found = server.flow_run()
+    assert "dirty" in found["tags"]
+    assert (found["state"]["name"], found["state"]["type"]) == ("UpToDate", "COMPLETED")
+
+
+def test_the_reason_stands_on_the_task(pipeline: Path, server: Server) -> None:
+    run("labdag", "run", "a", cwd=pipeline)
+    edit_params(pipeline, fits__a__x=12)
+    run("labdag", "run", "a", cwd=pipeline)
+    messages = {name: task["state"]["message"] for name, task in server.tasks().items()}
+    assert messages == {
+        "get@m": "nothing that it reads or writes changed",
+        "fit@a": "its command ran: params.yaml: fits.a.x 10 → 12",
+        "show@a": "its command ran: a.json changed",
+    }
+
+
+def test_what_the_remote_has_is_pulled(pipeline: Path, server: Server, tmp_path: Path) -> None:
+    run("dvc", "remote", "add", "--default", "store", str(tmp_path / "store"), cwd=pipeline)
+    run("labdag", "run", cwd=pipeline)
+    run("dvc", "push", "--run-cache", cwd=pipeline)
+    run("git", "add", "--all", cwd=pipeline)
+    run("git", "commit", "--quiet", "--message", "Done", cwd=pipeline)
+    other = tmp_path / "other"
+    run("git", "clone", "--quiet", str(pipeline), str(other), cwd=tmp_path)
+    (other / "dvc.lock").unlink()
+    run("labdag", "run", "--pull", "a", cwd=other)
+    assert server.states() == dict.fromkeys(("get@m", "fit@a", "show@a"), "Cached")
+
+
+def test_slots_given_on_the_command_line(toy: Callable[..., Path]) -> None:
+    command = "mkdir busy && sleep 0.3 && rmdir busy && echo > ${item}.txt"
+    stages = "stages:\n  s:\n    foreach: [a, b, c]\n    do:\n      meta: {slots: {tool: 1}}\n"
+    text = f'{stages}      cmd: "{command}"\n      outs: ["${{item}}.txt"]\n'
+    folder = toy(text)
+    assert "3 run" in run("labdag", "run", "--jobs", "3", "--slots", "tool=1", cwd=folder).stdout
+    done = run("labdag", "run", "--slots", "tool", cwd=folder, check=False)
+    assert done.stderr == "Error: --slots tool should be a name and a whole number, such as gpu=1.\n"
+
+
+def planned(folder: Path, *arguments: str) -> dict[str, tuple[str, str]]:
+    lines = run("labdag", "plan", *arguments, cwd=folder).stdout.splitlines()
+    rows = [re.split(r" {2,}", line.strip()) for line in lines if line.startswith(" ") and line.strip()][2:]
+    return {name: (what, why) for name, what, why in rows}
+
+
+def test_a_plan_tells_what_will_happen_and_why_and_runs_nothing(pipeline: Path) -> None:
+    assert planned(pipeline) == dict.fromkeys(
+        ("get@m", "get@n", "fit@a", "fit@b", "show@a", "show@b"), ("will run", "never run")
+    )
+    assert not (pipeline / "dvc.lock").exists()
+    run("dvc", "repro", "--quiet", cwd=pipeline)
+    assert planned(pipeline) == {}
+    edit_params(pipeline, fits__a__x=11)
+    assert planned(pipeline) == {
+        "fit@a": ("will run", "params.yaml: fits.a.x 10 → 11"),
+        "show@a": ("may run", "if what fit@a makes is different from before"),
+    }
+    run("dvc", "repro", "--quiet", cwd=pipeline)
+    edit_params(pipeline, fits__a__x=10)
+    assert planned(pipeline) == {
+        "fit@a": ("will be restored", "params.yaml: fits.a.x 11 → 10"),
+        "show@a": ("will be restored", "fit@a is restored"),
+    }
+    run("dvc", "repro", "--quiet", cwd=pipeline)
+    (pipeline / "m.txt").unlink()
+    assert planned(pipeline) == {"get@m": ("will be restored", "m.txt is missing")}
+    (pipeline / "n.txt").write_text("9\n")
+    (pipeline / "fit.py").unlink()
+    assert planned(pipeline, "b")["get@n"] == ("will be restored", "n.txt is not what it made")
+    assert planned(pipeline, "b")["fit@b"] == ("will run", "fit.py is missing")
+    assert planned(pipeline, "--force", "show@b")["show@b"] == ("will run", "it is told to")
+
+
+def test_a_merge_conflict_in_dvc_lock_gets_a_sentence_and_nothing_is_lost(pipeline: Path) -> None:
+    run("dvc", "repro", "--quiet", cwd=pipeline)
+    lock = pipeline / "dvc.lock"
+    conflict = lock.read_text().replace("stages:\n", "stages:\n<<<<<<< HEAD\n", 1) + "=======\n>>>>>>> other\n"
+    lock.write_text(conflict)
+    done = run("labdag", "run", cwd=pipeline, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: dvc.lock has conflicts of a merge, first in line 3;")
+    assert lock.read_text() == conflict
+    lock.write_text("schema: '2.0'\nstages:\n  a: [")
+    done = run("labdag", "run", cwd=pipeline, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: dvc.lock is no YAML that DVC can read")
+    assert "Traceback" not in done.stderr
+
+
+def test_an_entry_is_put_into_dvc_lock_as_dvc_itself_would() -> None:
+    names = ["plain", "with space", "1", "a@x: y", "true", "ünïcode", "q'uote"]
+    entry: dict[str, Any] = {
+        "cmd": "echo a very long command line " * 8,
+        "params": {"params.yaml": {"a.b": [1, {"c": None}], "text": "two\nlines\n", "empty": {}}},
+        "outs": [{"path": "x", "hash": "md5", "md5": "0" * 32, "size": 1}],
+    }
+    text = ""
+    for number, name in enumerate([*names, "plain", "1"]):
+        text = with_entry(text, name, entry | {"cmd": f"{entry['cmd']} {number}"}, "dvc.lock")
+        assert dumps_yaml(parse_yaml_for_update(text, "dvc.lock")) == text
+    assert list(YAML(typ="safe").load(text)["stages"]) == names
+    for name in names:
+        text = with_entry(text, name, None, "dvc.lock")
+    assert text == "schema: '2.0'\nstages:\n"
+
+
+def test_doctor_says_what_is_amiss(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = run("labdag", "doctor", cwd=pipeline)
+    assert re.search(r"^ Prefect server +ok +3\.", done.stdout, re.MULTILINE)
+    assert re.search(r"^ pipeline +ok +6 stages", done.stdout, re.MULTILINE)
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    (pipeline / ".dvc/tmp").mkdir(exist_ok=True)
+    (pipeline / ".dvc/tmp/rwlock").write_text("{")
+    (pipeline / "params.yaml").unlink()
+    done = run("labdag", "doctor", cwd=pipeline, check=False)
+    assert done.returncode == 1
+    for what in ("Prefect server", "locks", "pipeline"):
+        assert re.search(rf"^ {what} +bad ", done.stdout, re.MULTILINE), done.stdout
