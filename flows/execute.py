@@ -19,14 +19,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from flows.graph import Change, Pipeline, Stage, told
+from flows.graph import Pipeline, Stage, told
 from flows.journal import Journal, remove
 from flows.output import Lines, Throttle
-from flows.supervisor import MESSAGE_BYTES, sweep
+from flows.supervisor import MARK, MESSAGE_BYTES, NOTE, TAINTED, sweep
 
 CANCELLED = 130  # the exit code of what was not even started
 BUSY_SECONDS = 0.5  # between two tries where another DVC command uses the same files
-TAINTED = "edited while it ran: "  # as in flows/recording.py, which DVC's own process runs
 HINTS = (
     "To track the changes",
     "git add",
@@ -46,6 +45,7 @@ class Ending(StrEnum):
     UNCHANGED = "Unchanged"  # nothing that it reads changed
     CACHED = "Cached"  # restored from DVC's cache
     COMPLETED = "Completed"  # its command ran
+    RECORDED = "Recorded"  # it has no command to run, or is frozen: what is there was recorded
     RECOVERED = "Recovered"  # its command had run before, and DVC records only now what it made
     TAINTED = "Tainted"  # what it reads was edited while it ran, and again the second time
     FAILED = "Failed"
@@ -182,7 +182,7 @@ class Executor:
         return False
 
     def _commit(self, stage: Stage, log: Callable[[str], None]) -> Outcome | None:
-        process = self._dvc(["--wait-for-lock", "commit", "--force", stage.name], stage, log)
+        process = self._dvc(["commit", "--force", stage.name], stage, log)
         if process.why is Ending.CANCELLED:
             return Outcome(stage.name, Ending.CANCELLED, "cancelled while it was being recorded")
         if process.code.result()[0] == 0:
@@ -197,13 +197,12 @@ class Executor:
     def _reproduce(self, stage: Stage, force: bool, log: Callable[[str], None]) -> Outcome:
         taint = None
         while True:
-            changes = [] if force else self.pipeline.changes(stage.name)
-            reason = told(changes)
-            if not force and reason is None and taint is None:
+            reason = "it was told to run" if force else told(self.pipeline.changes(stage.name))
+            if reason is None and taint is None:
                 return Outcome(stage.name, Ending.UNCHANGED, "nothing that it reads or writes changed")
             if taint is None:
                 self.journal.log(stage.name).unlink(missing_ok=True)
-            outcome = self._attempt(stage, force, changes, log)
+            outcome = self._attempt(stage, force, reason, log)
             if outcome.ending is not Ending.TAINTED:
                 if taint and outcome.ending in (Ending.COMPLETED, Ending.CACHED):
                     return replace(outcome, reason=f"{outcome.reason}; run twice, for it was {taint}")
@@ -214,9 +213,9 @@ class Executor:
             taint = outcome.reason
             log(f"Tainted: it was {taint}. Nothing of it is recorded; it runs again.")
 
-    def _attempt(self, stage: Stage, force: bool, changes: list[Change], log: Callable[[str], None]) -> Outcome:
+    def _attempt(self, stage: Stage, force: bool, reason: str | None, log: Callable[[str], None]) -> Outcome:
         """Run DVC on the stage once, but for waits for other DVC commands."""
-        argv = ["--wait-for-lock", "repro", "--single-item", stage.name]
+        argv = ["repro", "--single-item", stage.name]
         argv += ["--force"] * force + ["--pull"] * self.pull
         waited = False
         while True:
@@ -229,7 +228,7 @@ class Executor:
             note = self._note(stage)
             if code == 0:
                 self.journal.end(stage.name)
-                return self._ended_well(stage, process.lines, "it was told to run" if force else told(changes))
+                return self._ended_well(stage, process.lines, reason)
             is_blocked = any(sign in said for sign in BLOCKED)
             if process.why is not None or TAINTED in said or not (is_blocked or (code < 0 and "made" in note)):
                 break
@@ -258,7 +257,7 @@ class Executor:
             return Outcome(stage.name, Ending.CACHED, f"pulled from the remote{because}")
         if any("didn't change, skipping" in line for line in lines):
             return Outcome(stage.name, Ending.UNCHANGED, "nothing that it reads or writes changed")
-        return Outcome(stage.name, Ending.COMPLETED, f"recorded{because}")  # data, which has no command
+        return Outcome(stage.name, Ending.RECORDED, f"no command of it was to be run; recorded as it is{because}")
 
     def _ended_badly(
         self, stage: Stage, process: _Process, note: dict[str, Any], log: Callable[[str], None]
@@ -293,7 +292,7 @@ class Executor:
                 if path not in recorded:
                     remove(self.root / path)
         if paths := [path for path in wanted if path in recorded]:
-            argv = ["--wait-for-lock", "checkout", "--force", "--quiet", *paths]
+            argv = ["checkout", "--force", "--quiet", *paths]
             process = self._dvc(argv, stage, log, despite_stop=True)
             if process.code.result()[0] != 0:
                 log(f"Its last good outputs could not be put back: {_error(process.lines, 1)}")
@@ -326,7 +325,7 @@ class Executor:
             {
                 "do": "start",
                 "id": number,
-                "argv": argv,
+                "argv": ["--wait-for-lock", *argv],
                 "cwd": str(self.root),
                 "env": self._environment(stage, f"{self.run_id}/{number}"),
             },
@@ -365,8 +364,8 @@ class Executor:
             "PATH": path,
             "PYTHONUNBUFFERED": "1",
             "DVC_NO_ANALYTICS": "1",  # once for each stage would be a lot to report
-            "LABDAG_NOTE": str(self.journal.note(stage.name)),
-            "LABDAG_STAGE": mark,
+            NOTE: str(self.journal.note(stage.name)),
+            MARK: mark,
         }
 
     def _stop(self, number: int, why: Ending) -> None:

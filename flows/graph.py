@@ -75,12 +75,10 @@ class Change:
     Attributes:
         text: what is different, as a person would say it.
         source: the stage that makes what is different, where one does.
-        is_missing_out: whether it is an output of the stage itself that is missing, and may be in the cache.
     """
 
     text: str
     source: str | None = None
-    is_missing_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,7 +182,7 @@ class Pipeline:
                 except DvcException as error:
                     status = {str(out): str(error)}
                 for path, what in status.items():
-                    found.append(Change(f"{path} {_OF_OUTS.get(what, what)}", is_missing_out=what == "deleted"))
+                    found.append(Change(f"{path} {_OF_OUTS.get(what, what)}"))
             if node.changed_stage():
                 found.append(Change("its command changed"))
             return found

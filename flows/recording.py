@@ -38,8 +38,9 @@ from dvc_data.hashfile.hash import file_md5
 from dvc_data.hashfile.tree import Tree
 from dvc_objects.errors import ObjectFormatError
 
+from flows.supervisor import NOTE, TAINTED
+
 POLL_SECONDS = 0.02  # between two tries for DVC's lock, which are half a second apart in DVC itself
-TAINTED = "edited while it ran: "  # how the sentence about a stage that must not be recorded begins
 
 _HEAD = "schema: '2.0'\nstages:\n"
 # What is replaced below, as it must look to be replaced.
@@ -154,12 +155,12 @@ def made(paths: Iterable[str]) -> dict[str, list[int]]:
 
 
 def _write_note(note: Mapping[str, Any]) -> None:
-    if path := os.environ.get("LABDAG_NOTE"):
+    if path := os.environ.get(NOTE):
         replace(Path(path), json.dumps(note), Path(path).parent)
 
 
 def _read_note() -> dict[str, Any]:
-    path = os.environ.get("LABDAG_NOTE")
+    path = os.environ.get(NOTE)
     if path is None or not Path(path).exists():
         return {}
     note: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -195,13 +196,13 @@ def _dump_stages(self: dvcfile.Lockfile, stages: list[Stage], **kwargs: Any) -> 
     self.repo.scm_context.track_file(self.relpath)
 
 
-def with_entry(text: str, name: str, entry: Mapping[str, Any] | None, path: str) -> str:
+def with_entry(text: str, name: str, entry: Mapping[str, Any], path: str) -> str:
     """The text of a lock file with the entry of one stage in place of the one that it has, or after all others.
 
     Args:
         text: of the lock file; may be empty.
         name: of the stage.
-        entry: what is to be recorded; None takes the entry out.
+        entry: what is to be recorded.
         path: of the lock file, for messages.
 
     Raises:
@@ -209,12 +210,11 @@ def with_entry(text: str, name: str, entry: Mapping[str, Any] | None, path: str)
     """
     if text and not _is_plain(text):  # edited by hand, or with datasets: DVC's own, slow way
         data = parse_yaml_for_update(text, path)
-        data["stages"] = data.get("stages", {})
-        data["stages"].pop(name, None) if entry is None else data["stages"].update({name: entry})
+        data.setdefault("stages", {})[name] = entry
         return str(dumps_yaml(data))
     head = re.escape(_first_line(name))
     block = re.search(rf"^{head}\n(?:(?:   .*|)\n)*", text, re.MULTILINE)
-    new = "" if entry is None else dumps_yaml({"stages": {name: entry}}).removeprefix("stages:\n")
+    new = str(dumps_yaml({"stages": {name: entry}})).removeprefix("stages:\n")
     if block is None:
         return (text or _HEAD) + new
     return text[: block.start()] + new + text[block.end() :]

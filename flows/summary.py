@@ -13,7 +13,7 @@ from flows.targets import results
 
 MISSING = "-"
 BAD = (Ending.FAILED, Ending.TAINTED, Ending.SKIPPED, Ending.CANCELLED)
-REUSED = (Ending.UNCHANGED, Ending.CACHED, Ending.RECOVERED)
+REUSED = (Ending.UNCHANGED, Ending.CACHED, Ending.RECORDED, Ending.RECOVERED)
 
 
 def figures(root: Path, stages: Iterable[Stage], without: Container[str] = ()) -> dict[str, str]:

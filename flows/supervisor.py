@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import json
 import os
 import selectors
@@ -34,9 +35,24 @@ import psutil
 
 GRACE_SECONDS = 3.0
 MARK = "LABDAG_STAGE"  # in the environment of all processes of a stage
+NOTE = "LABDAG_NOTE"  # likewise: the file for notes of what the stage reads and makes
+TAINTED = "edited while it ran: "  # how DVC's error begins for a stage that must not be recorded
 MESSAGE_BYTES = 1 << 17
 CRASHED = 255
 ROUNDS = 10  # of looking for processes to kill: one that is just being killed may have had a child
+
+# What DVC imports only once it runs a stage, or at its command line.
+NEEDED = (
+    "dulwich.repo",
+    "dvc.cli",
+    "dvc.commands.repro",
+    "dvc.repo.reproduce",
+    "dvc.stage.cache",
+    "dvc.stage.run",
+    "flufl.lock",
+    "scmrepo.git",
+    "zc.lockfile",
+)
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -198,11 +214,9 @@ def _become_dvc(order: dict[str, Any], output: int, supervisor: int) -> NoReturn
 
 def _load() -> None:
     """Import what DVC imports on its way to running a stage, so that the children have it."""
-    import zc.lockfile  # noqa: F401
-
-    from flows import recording
-
-    recording.install()
+    for name in NEEDED:
+        importlib.import_module(name)
+    importlib.import_module("flows.recording").install()
     gc.collect()
     gc.freeze()  # shared with the children, untouched
 

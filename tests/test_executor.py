@@ -354,3 +354,12 @@ def test_progress_bars_arrive_now_and_then_and_floods_are_dammed(toy: Callable[.
     kept = Journal(bench.folder).log("make").read_text()
     assert "line 4999" in kept
     assert "4999/5000" in kept
+
+
+def test_a_frozen_stage_is_recorded_as_it_is_and_not_said_to_have_run(made: Bench) -> None:
+    (made.folder / "dvc.yaml").write_text(ONE + "    frozen: true\n")
+    (made.folder / "out.txt").write_text("mine")
+    outcome = made.run()
+    assert (outcome.ending, made.count()) == (Ending.RECORDED, 1)
+    assert outcome.reason == "no command of it was to be run; recorded as it is: out.txt is not what it made"
+    assert run("dvc", "status", cwd=made.folder).stdout.strip() == "Data and pipelines are up to date."

@@ -241,9 +241,11 @@ def test_an_entry_is_put_into_dvc_lock_as_dvc_itself_would() -> None:
         text = with_entry(text, name, entry | {"cmd": f"{entry['cmd']} {number}"}, "dvc.lock")
         assert dumps_yaml(parse_yaml_for_update(text, "dvc.lock")) == text
     assert list(YAML(typ="safe").load(text)["stages"]) == names
-    for name in names:
-        text = with_entry(text, name, None, "dvc.lock")
-    assert text == "schema: '2.0'\nstages:\n"
+
+
+def test_a_lock_file_with_comments_keeps_them() -> None:
+    text = "schema: '2.0'\n# mine\nstages:\n  a:\n    cmd: ls  # so\n  b:\n    cmd: {}\n"
+    assert with_entry(text.format("ls"), "b", {"cmd": "cat"}, "dvc.lock") == text.format("cat")
 
 
 def test_doctor_says_what_is_amiss(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
