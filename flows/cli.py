@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +38,7 @@ def main() -> None:
     """Entry point: a user's mistake ends in one sentence and exit code 1, Ctrl-C in exit code 130."""
     from flows.graph import GraphError
 
+    gc.disable()  # while all is imported, which takes a third longer with it
     # Started without a server, Prefect starts one for the time of the run: give a busy machine time for it,
     # and keep its usage statistics at home. Whoever has set these has the last word.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
@@ -47,6 +48,8 @@ def main() -> None:
         app()
     except (GraphError, MistakeError) as error:
         _fail(str(error))
+    finally:
+        gc.freeze()  # Python looks for garbage once more before it exits, in all that Prefect and DVC consist of
 
 
 def _reach_this_machine_without_a_proxy() -> None:
@@ -79,6 +82,8 @@ class MistakeError(Exception):
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         print(f"labdag {version('labdag')}")
         raise typer.Exit
 
@@ -124,33 +129,37 @@ def run(
     """Bring labs up to date: run exactly the stages that changes affect, independent ones at once."""
     root = _project()
     params = _check_params(root)
-    from flows import graph, summary
+    from flows import execute, graph, summary
     from flows.targets import select
 
     sizes = dict(map(_slot, slots or []))
     targets = _targets(targets, params)
+    execute.prepare()
     # Told before Prefect starts its server: a typo should not cost ten seconds.
     select(graph.load(root), targets)
 
     from flows import server
     from flows.reproduce import Reproduction, RunCancelledError, StageFailedError, reproduce
 
+    gc.freeze()
+    gc.enable()
     # Closing the terminal, or `kill`, ends a run as Ctrl-C does: with no stage left behind.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     failure = None
     try:
-        done = reproduce(
-            targets=targets,
-            jobs=jobs,
-            force=force,
-            keep_going=keep_going,
-            downstream=downstream,
-            pull=pull,
-            slots=sizes,
-            root=str(root),
-            temporary_server=server.start_temporary(),
-        )
+        with server.without_own_heartbeats():
+            done = reproduce(
+                targets=targets,
+                jobs=jobs,
+                force=force,
+                keep_going=keep_going,
+                downstream=downstream,
+                pull=pull,
+                slots=sizes,
+                root=str(root),
+                temporary_server=server.start_temporary(),
+            )
     except StageFailedError as error:
         done, failure = error.reproduction, error
     except RunCancelledError:
@@ -230,7 +239,7 @@ def list_() -> None:
     labs = results(stages) if params is None else {key: select(stages, [key]) for key in params.labs}
     rows = [
         {
-            "lab": key,
+            "target" if params is None else "lab": key,
             **_described(params.labs.get(key) if params else None),
             **summary.figures(root, members.values()),
             "state": _state([(stage, stale[stage.name]) for stage in members.values()]),

@@ -85,6 +85,28 @@ class _Process:
     why: Ending | None = None
 
 
+_ahead: list[tuple[subprocess.Popen[bytes], socket.socket]] = []  # supervisors that nobody uses yet
+
+
+def prepare() -> None:
+    """Start the next Executor's supervisor now: it loads DVC while its user is still importing Prefect."""
+    _ahead.append(_start_supervisor())
+
+
+def _start_supervisor() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """The process, and the socket to talk to it."""
+    mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        # -P: the user's project may have a package of that name, too.
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "flows.supervisor", str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+        )
+    return process, mine
+
+
 class Executor:
     """Runs stages of a pipeline, each in a session of its own, none of which outlives this process.
 
@@ -106,7 +128,7 @@ class Executor:
 
     def __enter__(self) -> Executor:
         with self._mutex:
-            self._start_supervisor()
+            self._take_supervisor()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -316,7 +338,7 @@ class Executor:
                 process.code.set_result((CANCELLED, []))
                 return process
             if self._control is None:
-                self._start_supervisor()
+                self._take_supervisor()
             self._count += 1
             number = self._count
             self._processes[number] = process
@@ -381,19 +403,9 @@ class Executor:
         assert self._control is not None
         socket.send_fds(self._control, [json.dumps(order).encode()], files)
 
-    def _start_supervisor(self) -> None:
-        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            # -P: the user's project may have a package of that name, too.
-            self._supervisor = subprocess.Popen(
-                [sys.executable, "-P", "-m", "flows.supervisor", str(theirs.fileno())],
-                cwd=self.root,
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-        self._control = mine
-        self._listener = threading.Thread(target=self._listen, args=(mine,), name="supervisor", daemon=True)
+    def _take_supervisor(self) -> None:
+        self._supervisor, self._control = _ahead.pop() if _ahead else _start_supervisor()
+        self._listener = threading.Thread(target=self._listen, args=(self._control,), name="supervisor", daemon=True)
         self._listener.start()
 
     def _listen(self, control: socket.socket) -> None:

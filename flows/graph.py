@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
@@ -135,6 +135,42 @@ def stale(root: Path, names: Iterable[str]) -> dict[str, str | None]:
 def told(changes: Iterable[Change]) -> str | None:
     """The reasons in one line; None where there are none."""
     return "; ".join(change.text for change in changes) or None
+
+
+def metrics(root: Path, revs: Iterable[str], paths: Collection[str]) -> dict[str, dict[str, Any]]:
+    """What metrics files hold in several revisions: values by path, by revision.
+
+    Args:
+        root: the repository's root.
+        revs: git revisions; "workspace" is what lies there now. Those that do not exist are left out.
+        paths: of the files, from the root. Those that a revision does not have, or DVC's cache not any more, are
+            left out.
+
+    Raises:
+        GraphError: as `load` says.
+    """
+    if not paths:
+        return {}
+    with _told_by_dvc(), _opened(root) as repo:
+        found: dict[str, dict[str, Any]] = {}
+        for rev in revs:
+            if rev != "workspace" and not _is_rev(repo, rev):
+                continue
+            # For a path there DVC takes the current folder's.
+            told = repo.metrics.show(targets=[str(root / path) for path in paths], revs=[rev], hide_workspace=False)
+            files = told.get(rev, {}).get("data", {})
+            found[rev] = {path: files[path]["data"] for path in paths if "data" in files.get(path, {})}
+        return found
+
+
+def _is_rev(repo: Repo, rev: str) -> bool:
+    from scmrepo.exceptions import SCMError
+
+    try:
+        repo.scm.resolve_rev(rev)
+    except (SCMError, NotImplementedError, AttributeError):  # the latter where DVC works without git
+        return False
+    return True
 
 
 class Pipeline:

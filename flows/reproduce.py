@@ -26,7 +26,7 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows import graph, server, summary
+from flows import compare, graph, server, summary
 from flows.execute import Ending, Executor, Outcome
 from flows.journal import Journal, Run
 from flows.schedule import Schedule, detected
@@ -145,6 +145,7 @@ def reproduce(
     reproduction = Reproduction(stages, outcomes)
     told = summary.counts(outcomes.values())
     create_table_artifact(key="summary", table=summary.rows(folder, stages, outcomes), description=told)
+    _show_metrics(folder, [stage for name, stage in stages.items() if outcomes[name].ending not in summary.BAD])
     logger.info(told)
     if course.cancelled:
         return Cancelled(message=told, data=RunCancelledError(told, reproduction))
@@ -310,6 +311,17 @@ def _tidy_up(
                     tell(f"{done}.")
         elif stage is None:
             journal.end(name)
+
+
+def _show_metrics(folder: Path, stages: list[graph.Stage]) -> None:
+    """Leave the metrics of some stages, and in what they differ from the last commit's, as artifacts."""
+    metrics, changed = compare.tables(folder, [path for stage in stages for path in stage.metrics])
+    if metrics:
+        create_table_artifact(key="metrics", table=metrics, description="Metrics of all stages of this run.")
+    if changed:
+        create_table_artifact(
+            key="metrics-diff", table=changed, description="In what they differ from those of the last commit (HEAD)."
+        )
 
 
 def _tag(folder: Path, targets: list[str]) -> None:

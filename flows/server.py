@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import contextvars
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+)
+from prefect.client.schemas.objects import TERMINAL_STATES, StateType
+from prefect.events import emit_event
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import get_current_settings
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, get_current_settings, temporary_settings
 from prefect.states import Crashed
 
 LOOK_SECONDS = 1.0  # between two looks at whether somebody has cancelled the run in the UI
+HEARTBEAT_SECONDS = 60.0  # between two signs of life
 
 
 def start_temporary() -> int | None:
@@ -53,14 +66,23 @@ def about(error: RuntimeError) -> str | None:
     return None
 
 
+def without_own_heartbeats() -> AbstractContextManager[Any]:
+    """Have Prefect send no heartbeats of its own: `watched` does, and does not take up to a second to stop."""
+    return temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
+
+
 @contextmanager
 def watched(run: UUID, cancel: Callable[[], None]) -> Iterator[None]:
-    """Call `cancel` as soon as somebody cancels the flow run on the server, which tells nobody by itself."""
+    """Send the server signs of life, and call `cancel` as soon as somebody cancels the flow run there."""
     over = threading.Event()
 
     def watch() -> None:
+        beat_at = 0.0
         with get_client(sync_client=True) as client:
             while not over.wait(LOOK_SECONDS):
+                if time.monotonic() >= beat_at:
+                    beat_at = time.monotonic() + HEARTBEAT_SECONDS
+                    emit_event("prefect.flow-run.heartbeat", {"prefect.resource.id": f"prefect.flow-run.{run}"})
                 try:
                     state = client.read_flow_run(run).state
                 except Exception:  # the server is busy, or gone for a moment: the run goes on, and so does the watch
@@ -69,7 +91,10 @@ def watched(run: UUID, cancel: Callable[[], None]) -> Iterator[None]:
                     cancel()
                     return
 
-    watcher = threading.Thread(target=watch, name="watch for cancellation", daemon=True)
+    # With the run's context, Prefect says of which flow the signs of life are.
+    watcher = threading.Thread(
+        target=contextvars.copy_context().run, args=(watch,), name="watch the server", daemon=True
+    )
     watcher.start()
     try:
         yield
@@ -85,6 +110,12 @@ def mark_crashed(run: UUID, message: str) -> bool:
             found = client.read_flow_run(run)
         except ObjectNotFound:
             return False
+        of_run = FlowRunFilter(id=FlowRunFilterId(any_=[run]))
+        unended = TaskRunFilter(
+            state=TaskRunFilterState(type=TaskRunFilterStateType(any_=sorted(set(StateType) - TERMINAL_STATES)))
+        )
+        for task in client.read_task_runs(flow_run_filter=of_run, task_run_filter=unended):
+            client.set_task_run_state(task.id, Crashed(message=message), force=True)
         if found.state is None or not found.state.is_final():
             client.set_flow_run_state(run, Crashed(message=message), force=True)
         return True

@@ -53,7 +53,7 @@ def rows(root: Path, stages: dict[str, Stage], outcomes: Mapping[str, Outcome]) 
         ended = [outcomes[name] for name in members if name in outcomes]
         bad = {outcome.stage: outcome for outcome in ended if outcome.ending in BAD}
         row = {
-            "lab": key,
+            "target": key,
             "run": str(sum(outcome.ending is Ending.COMPLETED for outcome in ended)),
             "reused": str(sum(outcome.ending in REUSED for outcome in ended)),
             # What a failed or skipped stage left behind is not this run's result.

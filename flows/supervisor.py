@@ -43,13 +43,39 @@ ROUNDS = 10  # of looking for processes to kill: one that is just being killed m
 
 # What DVC imports only once it runs a stage, or at its command line.
 NEEDED = (
+    "dulwich.ignore",
+    "dulwich.index",
     "dulwich.repo",
-    "dvc.cli",
+    "dulwich.worktree",
+    "dvc.cachemgr",
+    "dvc.cli.parser",
+    "dvc.commands.commit",
     "dvc.commands.repro",
+    "configobj",
+    "dvc.compare",
+    "dvc.data_cloud",
+    "dvc.dirs",
+    "dvc.repo.artifacts",
+    "dvc.repo.commit",
+    "dvc.repo.datasets",
+    "dvc.repo.metrics",
+    "dvc.repo.open_repo",
+    "dvc.repo.params",
+    "dvc.repo.plots",
     "dvc.repo.reproduce",
+    "dvc.repo.stage",
+    "dvc.scm",
     "dvc.stage.cache",
     "dvc.stage.run",
+    "dvc.utils.strictyaml",
+    "dvc_data.hashfile._progress",
+    "dvc_data.hashfile.db.local",
+    "dvc_data.hashfile.status",
     "flufl.lock",
+    "fsspec.implementations.memory",
+    "platformdirs.unix",
+    "pyparsing",
+    "ruamel.yaml",
     "scmrepo.git",
     "zc.lockfile",
 )
@@ -82,6 +108,7 @@ def main() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     _load()
     Supervisor(control).serve()
+    os._exit(0)  # there is nothing to tidy up in this process, and whoever asked may be waiting
 
 
 class Supervisor:
@@ -216,6 +243,7 @@ def _load() -> None:
     """Import what DVC imports on its way to running a stage, so that the children have it."""
     for name in NEEDED:
         importlib.import_module(name)
+    importlib.import_module("dvc.cli.parser").get_main_parser()  # which DVC keeps, once it is made
     importlib.import_module("flows.recording").install()
     gc.collect()
     gc.freeze()  # shared with the children, untouched

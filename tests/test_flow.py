@@ -102,6 +102,16 @@ class Server:
     def states(self) -> dict[str, str]:
         return {name: task["state"]["name"] for name, task in self.tasks().items()}
 
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Events about the run, once there are any; the server records them in the background."""
+        related = {"id": [f"prefect.flow-run.{self.flow_run()['id']}"]}
+        for _ in range(100):
+            only = {"event": {"name": [name]}, "any_resource": related}
+            if found := self.post("events/filter", filter=only)["events"]:
+                return list(found)
+            time.sleep(0.1)
+        raise AssertionError(f"there is no event {name}")
+
     def artifacts(self) -> dict[str, Any]:
         run_id = self.flow_run()["id"]
         found = self.post("artifacts/filter", artifacts={"flow_run_id": {"any_": [run_id]}})
@@ -146,7 +156,7 @@ def test_each_stage_is_a_task_with_its_name_its_edges_and_its_state(pipeline: Pa
     }
     assert server.flow_run()["name"] == "reproduce everything"
     table = json.loads(server.artifacts()["summary"]["data"])
-    assert {row["lab"]: (row["run"], row["reused"], row["score"], row["report"]) for row in table} == {
+    assert {row["target"]: (row["run"], row["reused"], row["score"], row["report"]) for row in table} == {
         "a": ("3", "0", "10.0%", "a.html"),
         "b": ("3", "0", "20.0%", "b.html"),
     }

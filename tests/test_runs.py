@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import time
@@ -91,8 +92,39 @@ def test_after_a_kill_of_everything_the_next_run_tidies_up_and_goes_on(slow: Pat
     assert "3 stages: 2 run, 1 reused" in done.stdout
     state = server.get(f"flow_runs/{dead['id']}")["state"]
     assert (state["type"], state["message"]) == ("CRASHED", "its process died")
+    tasks = server.post("task_runs/filter", flow_runs={"id": {"any_": [dead["id"]]}})
+    assert {task["name"]: task["state"]["name"] for task in tasks} == {"first": "Crashed", "other": "Completed"}
     assert {name: (slow / name).read_text() for name in "abc"} == dict.fromkeys("abc", "2")
     assert ran(slow).count("other") == 2
+
+
+def test_a_run_gives_signs_of_life(slow: Path, server: Server) -> None:
+    process = start(slow, "first")
+    wait_for(lambda: ran(slow) == ["first"])
+    (beat,) = server.events("prefect.flow-run.heartbeat")
+    assert beat["resource"]["prefect.resource.id"] == f"prefect.flow-run.{server.flow_run()['id']}"
+    assert "reproduce" in {each.get("prefect.resource.name") for each in beat["related"]}
+    (slow.parent / "go").touch()
+    assert process.wait(30) == 0
+    process.communicate()
+
+
+def test_metrics_and_what_became_of_them_since_the_last_commit_are_artifacts(pipeline: Path, server: Server) -> None:
+    run("labdag", "run", cwd=pipeline)
+    found = server.artifacts()
+    assert json.loads(found["metrics"]["data"]) == [
+        {"metrics": "a.json", "score": 0.1},
+        {"metrics": "b.json", "score": 0.2},
+    ]
+    assert "metrics-diff" in found  # the commit has no dvc.lock yet
+    run("git", "add", "--all", cwd=pipeline)
+    run("git", "commit", "--quiet", "--message", "Run", cwd=pipeline)
+    run("labdag", "run", cwd=pipeline)
+    assert set(server.artifacts()) == {"summary", "metrics"}
+    edit_params(pipeline, fits__a__x=12)
+    run("labdag", "run", cwd=pipeline)
+    (row,) = json.loads(server.artifacts()["metrics-diff"]["data"])
+    assert row == {"metrics": "a.json", "metric": "score", "HEAD": 0.1, "now": 0.12, "change": pytest.approx(0.02)}
 
 
 def test_a_cancel_in_the_ui_ends_the_stages_and_says_so(slow: Path, server: Server) -> None:
