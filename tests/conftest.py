@@ -26,6 +26,8 @@ KEPT = {
     "compare": (),
 }
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+STRESS = bool(os.environ.get("LABDAG_STRESS"))  # whether to try often what is tried once or twice otherwise
+LONGEST = 3600 if STRESS else 280  # seconds of a command
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -52,7 +54,7 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def run(*command: str | Path, cwd: Path, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; `dvc`, `python` and `labdag` are those of this environment."""
     done = subprocess.run(
-        list(map(str, command)), cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=280
+        list(map(str, command)), cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=LONGEST
     )
     if check and done.returncode != 0:
         pytest.fail(f"{command} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}")

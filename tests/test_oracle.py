@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from tests.conftest import run
+from tests.conftest import STRESS, run
 
-EXAMPLES = int(os.environ.get("LABDAG_STRESS_DAGS", "4"))
+EXAMPLES = int(os.environ.get("LABDAG_STRESS_DAGS", 200 if STRESS else 4))
 SOURCES = ("x.txt", "y.txt", "sub/z.txt")
 PARAMS = ("p", "q", "group.r")
 # Sums up all numbers that it is given, and halves the sum: what changes upstream may make no difference downstream.
