@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
@@ -137,42 +138,6 @@ def told(changes: Iterable[Change]) -> str | None:
     return "; ".join(change.text for change in changes) or None
 
 
-def metrics(root: Path, revs: Iterable[str], paths: Collection[str]) -> dict[str, dict[str, Any]]:
-    """What metrics files hold in several revisions: values by path, by revision.
-
-    Args:
-        root: the repository's root.
-        revs: git revisions; "workspace" is what lies there now. Those that do not exist are left out.
-        paths: of the files, from the root. Those that a revision does not have, or DVC's cache not any more, are
-            left out.
-
-    Raises:
-        GraphError: as `load` says.
-    """
-    if not paths:
-        return {}
-    with _told_by_dvc(), _opened(root) as repo:
-        found: dict[str, dict[str, Any]] = {}
-        for rev in revs:
-            if rev != "workspace" and not _is_rev(repo, rev):
-                continue
-            # For a path there DVC takes the current folder's.
-            told = repo.metrics.show(targets=[str(root / path) for path in paths], revs=[rev], hide_workspace=False)
-            files = told.get(rev, {}).get("data", {})
-            found[rev] = {path: files[path]["data"] for path in paths if "data" in files.get(path, {})}
-        return found
-
-
-def _is_rev(repo: Repo, rev: str) -> bool:
-    from scmrepo.exceptions import SCMError
-
-    try:
-        repo.scm.resolve_rev(rev)
-    except (SCMError, NotImplementedError, AttributeError):  # the latter where DVC works without git
-        return False
-    return True
-
-
 class Pipeline:
     """The stages of the repository at `root`, looked at again whenever their definitions change.
 
@@ -282,6 +247,47 @@ class Pipeline:
         with self._mutex, _told_by_dvc():
             outs = [out for out in self._node(name).outs if out.hash_info and out.is_in_repo]
             return {_relative(self._repo, out) for out in outs}
+
+    def metrics(self, names: Iterable[str], rev: str | None = None) -> dict[str, Any]:
+        """What metrics files hold, by path from the root; those that can't be read are left out.
+
+        Args:
+            names: of the stages that make them.
+            rev: a git revision to take them from, by its dvc.lock and out of DVC's cache; None takes what lies there.
+        """
+        from dvc.exceptions import DvcException
+        from dvc.utils.serialize import PARSERS
+
+        locks: dict[str, Any] = {}
+        found = {}
+        with self._mutex, _told_by_dvc():
+            for node in (self._nodes[name] for name in names if name in self._nodes):
+                for out in (out for out in node.outs if out.metric and out.is_in_repo):
+                    source = Path(out.fs_path)
+                    with suppress(OSError, ValueError, DvcException):
+                        text = (
+                            source.read_text(encoding="utf-8")
+                            if rev is None
+                            else self._committed(node, out, rev, locks)
+                        )
+                        found[_relative(self._repo, out)] = PARSERS[source.suffix.lower()](text, str(source))
+        return found
+
+    def _committed(self, node: Any, out: Any, rev: str, locks: dict[str, Any]) -> str:
+        """The text of an output at a git revision, of which `locks` has the lock files that have been read."""
+        from dvc.utils.serialize import parse_yaml
+
+        if not out.use_cache:
+            return _at_rev(Path(out.fs_path), rev)
+        path = _lock_of(node.path)
+        if path not in locks:
+            locks[path] = {}
+            locks[path] = parse_yaml(_at_rev(Path(path), rev), path) or {}
+        entry = locks[path].get("stages", {}).get(node.name, {})
+        md5 = next((each["md5"] for each in entry.get("outs", ()) if each["path"] == out.def_path), None)
+        if md5 is None:
+            raise FileNotFoundError
+        return Path(out.cache.oid_to_path(md5)).read_text(encoding="utf-8")
 
     def _read(self) -> None:
         nodes = list(self._repo.index.stages)
@@ -427,6 +433,19 @@ def _short(value: Any) -> str:
     return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
+def _at_rev(path: Path, rev: str) -> str:
+    """The text of a file at a git revision.
+
+    Raises:
+        FileNotFoundError: it is not there, or there is no such revision.
+    """
+    command = ["git", "-C", str(path.parent), "show", f"{rev}:./{path.name}"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    if shown.returncode != 0:
+        raise FileNotFoundError(path)
+    return shown.stdout
+
+
 def _signature(path: str | Path) -> tuple[int, ...]:
     """A sign of a file's contents that is quick to take; empty where there is none."""
     try:
@@ -452,25 +471,29 @@ def _told_by_dvc() -> Iterator[None]:
         raise GraphError(f"DVC can't read the pipeline: {error}{cause}") from None
 
 
-def _check_lock(path: Path) -> None:
+def _check_lock(root: Path, path: Path) -> None:
     """Tell of a lock file that a merge, or a broken-off write, has left.
+
+    Args:
+        root: the repository's root.
+        path: of the lock file.
 
     Raises:
         GraphError: it has conflicts, or is no YAML.
     """
     from dvc.utils.serialize import YAMLFileCorruptedError, parse_yaml
 
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text, name = path.read_text(encoding="utf-8", errors="replace"), path.relative_to(root)
     if conflicts := [n for n, line in enumerate(text.splitlines(), 1) if line.startswith(("<<<<<<< ", ">>>>>>> "))]:
         raise GraphError(
-            f"{path.name} has conflicts of a merge, first in line {conflicts[0]}; take one side "
-            f"(`git checkout --ours {path.name}`) and run again: what the other side had is restored from the cache."
+            f"{name} has conflicts of a merge, first in line {conflicts[0]}; take one side "
+            f"(`git checkout --ours {name}`) and run again: what the other side had is restored from the cache."
         )
     try:
         parse_yaml(text, path)
     except YAMLFileCorruptedError:
         raise GraphError(
-            f"{path.name} is no YAML that DVC can read; `git checkout {path.name}` brings the committed one back, and "
+            f"{name} is no YAML that DVC can read; `git checkout {name}` brings the committed one back, and "
             "what has been run since is restored from the cache."
         ) from None
 
@@ -478,11 +501,14 @@ def _check_lock(path: Path) -> None:
 def _opened(root: Path) -> Repo:
     from dvc.repo import Repo
 
-    if (root / "dvc.lock").is_file():
-        _check_lock(root / "dvc.lock")
-    with _told_by_dvc():
-        repo = Repo(str(root))
-        _ = repo.index.graph
+    try:
+        with _told_by_dvc():
+            repo = Repo(str(root))
+            _ = repo.index.graph
+    except GraphError:
+        for path in sorted(root.rglob("dvc.lock")):  # of which DVC says less
+            _check_lock(root, path)
+        raise
     return repo
 
 

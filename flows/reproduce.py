@@ -142,10 +142,10 @@ def reproduce(
         )
         with server.watched(UUID(str(flow_run.id)), course.cancel):
             outcomes = course.run(force=force, keep_going=keep_going)
+        _show_metrics(pipeline, [name for name in stages if outcomes[name].ending not in summary.BAD])
     reproduction = Reproduction(stages, outcomes)
     told = summary.counts(outcomes.values())
     create_table_artifact(key="summary", table=summary.rows(folder, stages, outcomes), description=told)
-    _show_metrics(folder, [stage for name, stage in stages.items() if outcomes[name].ending not in summary.BAD])
     logger.info(told)
     if course.cancelled:
         return Cancelled(message=told, data=RunCancelledError(told, reproduction))
@@ -313,9 +313,9 @@ def _tidy_up(
             journal.end(name)
 
 
-def _show_metrics(folder: Path, stages: list[graph.Stage]) -> None:
+def _show_metrics(pipeline: graph.Pipeline, names: list[str]) -> None:
     """Leave the metrics of some stages, and in what they differ from the last commit's, as artifacts."""
-    metrics, changed = compare.tables(folder, [path for stage in stages for path in stage.metrics])
+    metrics, changed = compare.tables(pipeline, names)
     if metrics:
         create_table_artifact(key="metrics", table=metrics, description="Metrics of all stages of this run.")
     if changed:

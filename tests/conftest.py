@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from ruamel.yaml import YAML
 
@@ -147,6 +148,19 @@ def edit_params(folder: Path, **changes: Any) -> None:
         else:
             block[last] = value
     yaml.dump(params, folder / "params.yaml")
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 30) -> None:
+    """Wait until something holds; fail if it does not for so long."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.02)
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended; it may stay as a zombie where nobody asks for its end."""
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def free_port() -> int:

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from flows.execute import Ending, Executor, Outcome
 from flows.graph import Pipeline
 from flows.journal import Journal, remove
-from tests.conftest import run
+from tests.conftest import is_gone, run, wait_for
 
 # One stage with an output of each kind, which goes wrong as `mood` says; it leaves what it has begun.
 ONE = """
@@ -100,17 +100,6 @@ class Bench:
 
     def pids(self) -> list[int]:
         return [int(pid) for pid in (self.folder.parent / "pids").read_text().split()]
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.02)
-
-
-def is_gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.fixture

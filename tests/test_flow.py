@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from flows.graph import GraphError, Stage
 from flows.meta import Meta
 from flows.summary import figures
 from flows.targets import results, select
-from tests.conftest import edit_params, run
+from tests.conftest import edit_params, is_gone, run, wait_for
 
 TOY = """
 stages:
@@ -272,14 +273,6 @@ def test_several_dvc_yaml_files_and_data_files_are_one_pipeline(toy: Callable[..
     assert set(server.states().values()) == {"Unchanged"}
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process still runs; one that has ended may stay as a zombie where nobody asks for its end."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def test_ctrl_c_at_a_terminal_ends_a_run_that_has_a_temporary_server(toy: Callable[..., Path]) -> None:
     """A terminal sends Ctrl-C to all that stands in its foreground, Prefect's temporary server included."""
     folder = toy('stages:\n  long: {cmd: "echo $$ > pid; sleep 1000; touch out", outs: [out]}\n')
@@ -303,7 +296,7 @@ def test_ctrl_c_at_a_terminal_ends_a_run_that_has_a_temporary_server(toy: Callab
     assert os.waitstatus_to_exitcode(status) == 130, said.decode()
     assert b"Interrupted; the stages that were running left nothing half-written." in said
     assert b"Traceback" not in said
-    assert not is_alive(int((folder / "pid").read_text()))
+    assert is_gone(int((folder / "pid").read_text()))
 
 
 @pytest.mark.usefixtures("server")
@@ -321,8 +314,19 @@ def test_a_stopped_run_ends_its_stages_with_all_their_processes(
     _, errors = labdag.communicate(timeout=60)
     assert labdag.returncode == 130, errors
     assert "Interrupted" in errors
-    assert not is_alive(int((folder / "pid").read_text()))
+    assert is_gone(int((folder / "pid").read_text()))
     assert not (folder / "out").exists()
+
+
+def test_a_killed_run_takes_its_temporary_server_along(toy: Callable[..., Path]) -> None:
+    folder = toy('stages:\n  long: {cmd: "echo $$ > pid; sleep 1000; touch out", outs: [out]}\n')
+    labdag = subprocess.Popen(["labdag", "run"], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: (folder / "pid").exists(), seconds=120)
+    family = psutil.Process(labdag.pid).children(recursive=True)
+    assert any("uvicorn" in part for process in family for part in process.cmdline())
+    labdag.kill()
+    labdag.wait()
+    wait_for(lambda: all(is_gone(process.pid) for process in family), seconds=30)
 
 
 def test_an_unknown_target_suggests_the_nearest(pipeline: Path) -> None:

@@ -15,8 +15,7 @@ from dvc.utils.serialize import dumps_yaml, parse_yaml_for_update
 from ruamel.yaml import YAML
 
 from flows.recording import with_entry
-from tests.conftest import edit_params, run
-from tests.test_executor import is_gone, wait_for
+from tests.conftest import edit_params, is_gone, run, wait_for
 from tests.test_flow import FIT, PARAMS, TOY, Server
 
 pytestmark = pytest.mark.usefixtures("server")
@@ -259,6 +258,15 @@ def test_a_merge_conflict_in_dvc_lock_gets_a_sentence_and_nothing_is_lost(pipeli
     assert done.returncode == 1
     assert done.stderr.startswith("Error: dvc.lock is no YAML that DVC can read")
     assert "Traceback" not in done.stderr
+
+
+def test_a_spoilt_dvc_lock_of_a_folder_below_gets_the_same_sentence(toy: Callable[..., Path]) -> None:
+    folder = toy("stages: {top: {cmd: echo > top, outs: [top]}}")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "dvc.yaml").write_text("stages: {low: {cmd: echo > low, outs: [low]}}")
+    (folder / "sub" / "dvc.lock").write_text("schema: '2.0'\nstages:\n  a: [")
+    done = run("labdag", "plan", cwd=folder, check=False)
+    assert done.stderr.startswith("Error: sub/dvc.lock is no YAML that DVC can read")
 
 
 def test_an_entry_is_put_into_dvc_lock_as_dvc_itself_would() -> None:

@@ -17,8 +17,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows.supervisor import MARK
-from tests.conftest import STRESS, run
-from tests.test_executor import wait_for
+from tests.conftest import STRESS, run, wait_for
 
 REPETITIONS = 20 if STRESS else 1
 FILES = 10_000 if STRESS else 200
