@@ -102,8 +102,8 @@ def run(
     targets: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[LAB]...",
-            help="Labs, comparisons, DVC stages, or globs over them ('train@*'); with all upstream. None means all.",
+            metavar="[TARGET]...",
+            help="Stages, groups, keys of foreach (labs), or globs ('train@*'); with all upstream. None means all.",
             show_default=False,
         ),
     ] = None,
@@ -136,18 +136,20 @@ def run(
     targets = _targets(targets, params)
     execute.prepare()
     # Told before Prefect starts its server: a typo should not cost ten seconds.
-    select(graph.load(root), targets)
+    select(graph.prepare(root).stages, targets)
 
     from flows import server
     from flows.reproduce import Reproduction, RunCancelledError, StageFailedError, reproduce
 
     gc.freeze()
     gc.enable()
-    # Closing the terminal, or `kill`, ends a run as Ctrl-C does: with no stage left behind.
+    # Closing the terminal, or `kill`, ends a run as Ctrl-C does: with no stage left behind. (While the flow runs,
+    # Prefect has a handler of its own for `kill`.)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     failure = None
     try:
+        server.start_temporary()
         with server.without_own_heartbeats():
             done = reproduce(
                 targets=targets,
@@ -158,7 +160,6 @@ def run(
                 pull=pull,
                 slots=sizes,
                 root=str(root),
-                temporary_server=server.start_temporary(),
             )
     except StageFailedError as error:
         done, failure = error.reproduction, error
@@ -186,7 +187,7 @@ def run(
 @app.command()
 def plan(
     targets: Annotated[
-        list[str] | None, typer.Argument(metavar="[LAB]...", help="As for `labdag run`.", show_default=False)
+        list[str] | None, typer.Argument(metavar="[TARGET]...", help="As for `labdag run`.", show_default=False)
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="As for `labdag run`.")] = False,
     downstream: Annotated[bool, typer.Option("--downstream", help="As for `labdag run`.")] = False,
@@ -195,7 +196,7 @@ def plan(
     """Tell what a run would do to each stage, and why, without running anything."""
     root = _project()
     params = _check_params(root)
-    from flows import graph
+    from flows import graph, summary
     from flows.plan import Will
     from flows.plan import plan as planned
     from flows.targets import select
@@ -207,8 +208,11 @@ def plan(
     shown = [step for step in steps if everything or step.will is not Will.UNCHANGED]
     if shown:
         _print([{"stage": step.stage, "what": step.will, "why": step.reason} for step in shown])
-    counts = [f"{sum(step.will is will for step in steps)} {will}" for will in Will]
-    print(f"{len(steps)} stages: {', '.join(counts)}")
+    always = (Will.UNCHANGED, Will.RESTORE, Will.RUN, Will.MAYBE)
+    counts = [
+        f"{count} {will}" for will in Will if (count := sum(step.will is will for step in steps)) or will in always
+    ]
+    print(f"{summary.counted(len(steps))}: {', '.join(counts)}")
 
 
 @app.command()

@@ -34,6 +34,7 @@ HINTS = (
     "Use `dvc push`",
     "Data and pipelines are up to date",
 )
+CLOSING = ("Updating lock file", "Generating lock file", "Stage '", "Running stage '", "Verifying data sources")
 BLOCKED = ("is busy, it is being blocked by", "RWLock-file", "Unable to acquire lock")
 # What keeps DVC from saving outputs that are there and sound: the machine, not the stage.
 UNSAVED = ("[Errno", "database or disk is full", "disk I/O error", "readonly database", "failed to link", *BLOCKED)
@@ -161,15 +162,16 @@ class Executor:
             log: takes lines of output as they come.
         """
         started = time.monotonic()
-        outcome = self._recover(stage, log) or self._reproduce(stage, force, log)
+        outcome = self._recover(stage, force, log) or self._reproduce(stage, force, log)
         tries = 0
         while outcome.ending is Ending.FAILED and tries < stage.meta.retries:
             tries += 1
             log(f"It failed: {outcome.reason}")
             log(f"Try {tries + 1} of {stage.meta.retries + 1} comes in {stage.meta.retry_delay:g} s.")
             if self._stopped.wait(stage.meta.retry_delay):
+                outcome = Outcome(stage.name, Ending.CANCELLED, f"cancelled before its next try; {outcome.reason}")
                 break
-            outcome = self._recover(stage, log) or self._reproduce(stage, force, log)
+            outcome = self._recover(stage, force, log) or self._reproduce(stage, force, log)
         return replace(outcome, seconds=time.monotonic() - started)
 
     def clean(self, stage: Stage, log: Callable[[str], None]) -> str | None:
@@ -181,15 +183,14 @@ class Executor:
             return None
         if self._note(stage).get("made") is not None:
             return f"{stage.name} had finished but was not recorded; running it will record it"
-        self._restore(stage, log)
-        return f"{stage.name} was cut short; its last good outputs are back"
+        return f"{stage.name} was cut short{self._restore(stage, log)}"
 
-    def _recover(self, stage: Stage, log: Callable[[str], None]) -> Outcome | None:
+    def _recover(self, stage: Stage, force: bool, log: Callable[[str], None]) -> Outcome | None:
         """Record what an earlier try had finished and could not record, or tidy up after it."""
         if not self.journal.note(stage.name).exists():
             return None
-        if not self._is_untouched(stage):
-            self.clean(stage, log)
+        if force or not self._is_untouched(stage):
+            (self._restore if force else self.clean)(stage, log)
             return None
         log("Its command had finished, but DVC had not recorded it; recording it now.")
         return self._commit(stage, log)
@@ -276,7 +277,7 @@ class Executor:
         if any("is cached - skipping run" in line for line in lines):
             return Outcome(stage.name, Ending.CACHED, f"restored from DVC's cache{because}")
         if any(line.startswith("Pulling data for") for line in lines):
-            return Outcome(stage.name, Ending.CACHED, f"pulled from the remote{because}")
+            return Outcome(stage.name, Ending.CACHED, f"restored from DVC's cache or its remote{because}")
         if any("didn't change, skipping" in line for line in lines):
             return Outcome(stage.name, Ending.UNCHANGED, "nothing that it reads or writes changed")
         return Outcome(stage.name, Ending.RECORDED, f"no command of it was to be run; recorded as it is{because}")
@@ -288,9 +289,9 @@ class Executor:
         made_all = "made" in note and self._is_untouched(stage)
         if process.why is None and made_all and TAINTED not in said and any(sign in said for sign in UNSAVED):
             return Outcome(stage.name, Ending.FAILED, self._unsaved(stage, process.lines))
-        self._restore(stage, log)
+        state = self._restore(stage, log)
         if process.why is Ending.CANCELLED:
-            return Outcome(stage.name, Ending.CANCELLED, "cancelled; its last good outputs are back")
+            return Outcome(stage.name, Ending.CANCELLED, f"cancelled{state}")
         if process.why is Ending.FAILED:
             return Outcome(stage.name, Ending.FAILED, f"it took longer than its timeout of {stage.meta.timeout:g} s")
         if TAINTED in said:
@@ -304,21 +305,33 @@ class Executor:
             f"mend that and run again, which saves it without running `{stage.name}` anew"
         )
 
-    def _restore(self, stage: Stage, log: Callable[[str], None]) -> None:
-        """Give a stage its last good outputs back; of those that it never had, remove what there is."""
+    def _restore(self, stage: Stage, log: Callable[[str], None]) -> str:
+        """Give a stage its last good outputs back; of those that it never had, remove what there is.
+
+        What DVC has not removed to make it anew is not touched: it may be all there is of a user's work.
+        Tells what was done, as the rest of a sentence.
+        """
+        if not stage.is_run:
+            self.journal.end(stage.name)
+            return ""
         recorded = self.pipeline.recorded(stage.name)
         wanted = [out.path for out in stage.outs if out.cached and not out.persist]
-        if "read" in self._note(stage):  # else DVC did not get as far as the command
+        had_begun = "read" in self._note(stage)  # its command
+        if had_begun:
             self.journal.put_back(stage, self.root)
             for path in wanted:
                 if path not in recorded:
                     remove(self.root / path)
-        if paths := [path for path in wanted if path in recorded]:
+        paths = [path for path in wanted if path in recorded and (had_begun or not (self.root / path).exists())]
+        told = "; its last good outputs are back" if paths else ""
+        if paths:
             argv = ["checkout", "--force", "--quiet", *paths]
             process = self._dvc(argv, stage, log, despite_stop=True)
             if process.code.result()[0] != 0:
                 log(f"Its last good outputs could not be put back: {_error(process.lines, 1)}")
+                told = ""
         self.journal.end(stage.name)
+        return told
 
     def _note(self, stage: Stage) -> dict[str, Any]:
         with suppress(OSError, ValueError):
@@ -440,7 +453,7 @@ def _is_running(lines: list[str]) -> bool:
 
 def _is_hint(lines: list[str]) -> bool:
     """Whether the last line is DVC's closing advice on git and pushing, the same after every stage."""
-    closing = any(line.startswith(("Updating lock file", "Generating lock file", "Stage '")) for line in lines)
+    closing = any(line.startswith(CLOSING) for line in lines)
     return closing and lines[-1].lstrip().startswith(HINTS)
 
 
@@ -461,6 +474,8 @@ def _error(lines: list[str], code: int) -> str:
     if exited:
         return f"its command {exited}" + (f", last saying: {own[-1].strip()}" if own else "")
     told_by_dvc = "\n".join(said[dvc_from:]).removeprefix("ERROR: ")
+    if "missing data 'source'" in told_by_dvc:
+        told_by_dvc += "; `dvc checkout` brings it back from the cache, `--pull` from the remote, if they have it"
     return _PREFIX.sub("", told_by_dvc) or f"DVC exited with {code} and said nothing"
 
 

@@ -1,4 +1,4 @@
-"""The stages of a DVC repository, their edges, and why each is stale; the reader of DVC's internals."""
+"""The stages of a DVC repository, their edges, and why each is stale: all that is read of DVC's internals."""
 
 from __future__ import annotations
 
@@ -50,6 +50,8 @@ class Stage:
         meta: what its `meta:` block in dvc.yaml says.
         metrics: its metrics files, relative to the repository's root.
         outs: all that it makes.
+        is_run: whether there is anything to run: a command or an import, and it is not frozen. Of others DVC leaves
+            the outputs alone, and only records what is there.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Stage:
     meta: Meta = field(default_factory=Meta)
     metrics: tuple[str, ...] = ()
     outs: tuple[Out, ...] = ()
+    is_run: bool = True
 
     @property
     def key(self) -> str:
@@ -76,10 +79,12 @@ class Change:
     Attributes:
         text: what is different, as a person would say it.
         source: the stage that makes what is different, where one does.
+        is_fatal: whether DVC can't bring the stage up to date like this.
     """
 
     text: str
     source: str | None = None
+    is_fatal: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class Restorable:
     """What DVC would restore of a stage.
 
     Attributes:
-        outs: the hash of each output, by its path.
+        outs: the hash of each output, and what else DVC notes of it, by its path.
         is_recorded: whether that is what dvc.lock has.
     """
 
@@ -108,6 +113,28 @@ def find_root(start: Path) -> Path:
         f"There is no DVC repository in {start} or above; go to the project's folder, or make this one a "
         "repository with `git init && dvc init`."
     )
+
+
+_ahead: dict[Path, Pipeline] = {}  # pipelines that nobody has taken yet
+
+
+def prepare(root: Path) -> Pipeline:
+    """Open the pipeline at `root` for `take`, so that it is read once by who checks targets and who runs them.
+
+    Raises:
+        GraphError: as `load` says.
+    """
+    _ahead[root] = Pipeline(root)
+    return _ahead[root]
+
+
+def take(root: Path) -> Pipeline:
+    """The pipeline at `root`, to be closed by who takes it.
+
+    Raises:
+        GraphError: as `load` says.
+    """
+    return _ahead.pop(root, None) or Pipeline(root)
 
 
 def load(root: Path) -> dict[str, Stage]:
@@ -172,8 +199,9 @@ class Pipeline:
 
         with self._mutex, _told_by_dvc():
             node = self._node(name)
-            if not any(entry.hash_info for entry in (*node.deps, *node.outs)):
-                return [Change(NEVER_RUN)]
+            entries = [*node.deps, *node.outs]
+            if entries and not any(entry.hash_info for entry in entries):
+                return [Change(NEVER_RUN), *(change for dep in node.deps for change in self._missing(dep))]
             found = [] if node.frozen else [change for dep in node.deps for change in self._changes_of(dep)]
             if not node.frozen and (node.is_callback or node.always_changed):
                 found.append(Change("it always runs"))
@@ -183,7 +211,8 @@ class Pipeline:
                 except DvcException as error:
                     status = {str(out): str(error)}
                 for path, what in status.items():
-                    found.append(Change(f"{path} {_OF_OUTS.get(what, what)}"))
+                    is_lost = what == "deleted" and not self._is_run(node)
+                    found.append(Change(f"{path} {_OF_OUTS.get(what, what)}", is_fatal=is_lost))
             if node.changed_stage():
                 found.append(Change("its command changed"))
             return found
@@ -193,10 +222,12 @@ class Pipeline:
 
         Args:
             name: of the stage.
-            coming: what will have changed before its turn comes: a hash for each file and folder, by its path.
+            coming: what will have been restored before its turn comes, as `Restorable.outs` has it.
         """
         from dvc.stage.cache import _get_cache_hash
+        from dvc.stage.loader import StageLoader
         from dvc.stage.serialize import to_single_stage_lockfile
+        from dvc_data.hashfile.meta import Meta
 
         with self._mutex, _told_by_dvc():
             node = self._node(name)
@@ -206,11 +237,13 @@ class Pipeline:
                 return None
             is_recorded = not node.changed_stage() and all(out.hash_info for out in node.outs)
             for dep in node.deps:
+                if dep.fs_path not in coming and any(_overlap(dep.fs_path, path) for path in coming):
+                    return None
                 now = coming.get(dep.fs_path) or _hash_now(dep)
                 if now is None:
                     return None
-                is_recorded = is_recorded and now == dep.hash_info
-                dep.hash_info = now
+                is_recorded = is_recorded and now[0] == dep.hash_info
+                dep.hash_info, dep.meta = now
             entry = to_single_stage_lockfile(node)
             cache = self._repo.stage_cache
             if not is_recorded:
@@ -220,10 +253,13 @@ class Pipeline:
                 entry = newest and cache._load_cache(key, newest.name)
             if not entry:
                 return None
-            restored = cache._create_stage(entry, wdir=node.wdir)
-            if not restored.outs_cached():
+            StageLoader.fill_from_lock(node, entry)
+            for out in node.outs:
+                out.use_cache = True  # the run-cache has metrics, too, that the cache has not
+            if not node.outs_cached():
                 return None
-            return Restorable({out.fs_path: out.hash_info for out in restored.outs}, is_recorded)
+            found = {out.fs_path: (out.hash_info, Meta(isexec=out.meta.isexec)) for out in node.outs}
+            return Restorable(found, is_recorded)
 
     def mend_locks(self) -> bool:
         """Remove DVC's list of files in use if a command was killed while writing it; tells whether it was broken."""
@@ -304,8 +340,9 @@ class Pipeline:
                 name=name,
                 # A frozen stage is not run, whatever is upstream of it.
                 upstream=() if node.frozen else tuple(sorted(map(_name, edges.successors(node)))),
+                is_run=self._is_run(node),
                 meta=_meta(node),
-                metrics=tuple(_relative(self._repo, out) for out in node.outs if out.metric),
+                metrics=tuple(_relative(self._repo, out) for out in node.outs if out.metric and out.is_in_repo),
                 outs=tuple(
                     Out(_relative(self._repo, out), bool(out.use_cache), bool(out.persist))
                     for out in node.outs
@@ -360,40 +397,67 @@ class Pipeline:
             if self._hashes[dep.fs_path][1] == dep.hash_info:
                 return
         for path, what in dep.status().items():
-            yield Change(f"{path} {_OF_DEPS.get(what, what)}", source=self._maker(dep.fs_path))
+            maker = self._maker(dep.fs_path)
+            yield Change(f"{path} {_OF_DEPS.get(what, what)}", maker, is_fatal=what == "deleted" and maker is None)
 
     def _changed_params(self, dep: Any) -> Iterator[Change]:
         from dvc.dependency.param import read_param_file
 
         signature = _signature(dep.fs_path)
         if not signature:
-            yield Change(f"{dep} is missing")
+            maker = self._maker(dep.fs_path)
+            yield Change(f"{dep} is missing", maker, is_fatal=maker is None)
             return
         if self._params.get(dep.fs_path, ((), None))[0] != signature:
             self._params[dep.fs_path] = signature, read_param_file(dep.repo.fs, dep.fs_path)
         everything, old = self._params[dep.fs_path][1], dep.hash_info.value or {}
         keys = dep.params or [*everything, *(key for key in old if key not in everything)]
         for key in keys:
-            if difference := "; ".join(_differences(key, old.get(key, _NOTHING), _at(everything, key))):
-                yield Change(f"{dep}: {difference}", source=self._maker(dep.fs_path))
+            new = _at(everything, key)
+            if difference := "; ".join(_differences(key, old.get(key, _NOTHING), new)):
+                maker = self._maker(dep.fs_path)
+                is_gone = new is _NOTHING and key in dep.params and maker is None
+                yield Change(f"{dep}: {difference}", maker, is_gone)
+
+    @staticmethod
+    def _is_run(node: Any) -> bool:
+        return bool(node.cmd or node.is_import) and not node.frozen
+
+    def _missing(self, dep: Any) -> Iterator[Change]:
+        """What a stage needs that nothing will make."""
+        from dvc.dependency import ParamsDependency
+
+        if self._maker(dep.fs_path) is not None:
+            return
+        if not dep.exists:
+            yield Change(f"{dep} is missing", is_fatal=True)
+        elif isinstance(dep, ParamsDependency) and (missing := sorted({*dep.params} - {*dep.read_params()})):
+            yield Change(f"{dep}: {', '.join(missing)} is missing", is_fatal=True)
 
     def _maker(self, path: str) -> str | None:
         """The stage that makes the file, or the folder that it lies in, or something within this folder."""
         return next(
-            (
-                name
-                for made, name in self._makers.items()
-                if path == made or path.startswith(made + "/") or made.startswith(path + "/")
-            ),
+            (name for made, name in self._makers.items() if _overlap(path, made)),
             None,
         )
 
 
+def _overlap(one: str, other: str) -> bool:
+    """Whether two paths are one, or one of them lies in the other."""
+    return one == other or one.startswith(other + "/") or other.startswith(one + "/")
+
+
 def _hash_now(dep: Any) -> Any:
+    """The hash of what a stage reads, and what else DVC would note of it; None if it is not there."""
+    from dvc.dependency import ParamsDependency
     from dvc.exceptions import DvcException
+    from dvc_data.hashfile.meta import Meta
 
     with suppress(DvcException, OSError):
-        return dep.get_hash() or None
+        if isinstance(dep, ParamsDependency):
+            return dep.get_hash(), Meta()
+        meta, found = dep._get_hash_meta()
+        return found, Meta(isexec=meta.isexec)
     return None
 
 
@@ -469,6 +533,14 @@ def _told_by_dvc() -> Iterator[None]:
     except DvcException as error:
         cause = f": {error.__cause__}" if error.__cause__ else ""
         raise GraphError(f"DVC can't read the pipeline: {error}{cause}") from None
+    except NotImplementedError:  # there is no way to work with a hash of that name
+        raise GraphError(f"dvc.lock names a kind of hash that there is not; it was broken off. {_MEND_LOCK}") from None
+
+
+_MEND_LOCK = (
+    "Bring the committed one back (`git checkout dvc.lock`), or delete it: what has been run since is restored from "
+    "the cache."
+)
 
 
 def _check_lock(root: Path, path: Path) -> None:
@@ -479,9 +551,11 @@ def _check_lock(root: Path, path: Path) -> None:
         path: of the lock file.
 
     Raises:
-        GraphError: it has conflicts, or is no YAML.
+        GraphError: it has conflicts, is no YAML, or not all of a lock file.
     """
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
     from dvc.utils.serialize import YAMLFileCorruptedError, parse_yaml
+    from voluptuous import Invalid
 
     text, name = path.read_text(encoding="utf-8", errors="replace"), path.relative_to(root)
     if conflicts := [n for n, line in enumerate(text.splitlines(), 1) if line.startswith(("<<<<<<< ", ">>>>>>> "))]:
@@ -490,12 +564,10 @@ def _check_lock(root: Path, path: Path) -> None:
             f"(`git checkout --ours {name}`) and run again: what the other side had is restored from the cache."
         )
     try:
-        parse_yaml(text, path)
-    except YAMLFileCorruptedError:
-        raise GraphError(
-            f"{name} is no YAML that DVC can read; `git checkout {name}` brings the committed one back, and "
-            "what has been run since is restored from the cache."
-        ) from None
+        COMPILED_LOCKFILE_SCHEMA(parse_yaml(text, path))
+    except (YAMLFileCorruptedError, Invalid):
+        mend = _MEND_LOCK.replace("dvc.lock", str(name))
+        raise GraphError(f"{name} is not as DVC has written it: it was broken off, or edited. {mend}") from None
 
 
 def _opened(root: Path) -> Repo:

@@ -63,9 +63,12 @@ class Journal:
         """Runs that ended without a word."""
         found = []
         for path in sorted((self.folder / "runs").glob("*.json")):
-            with suppress(OSError, ValueError, TypeError), path.open() as file:
+            with suppress(OSError), path.open() as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # else it lives
-                found.append(Run(**json.load(file)))
+                try:
+                    found.append(Run(**json.load(file)))
+                except (ValueError, TypeError):  # it died before it had written what it is
+                    path.unlink()
         return found
 
     def bury(self, run: Run) -> None:
@@ -97,6 +100,15 @@ class Journal:
     def unfinished(self) -> list[str]:
         """Stages that were begun and neither finished nor cleaned up."""
         return [unquote(path.stem) for path in sorted((self.folder / "stages").glob("*.json"))]
+
+    def finished(self) -> set[str]:
+        """Those of them whose command had ended well."""
+        found = set()
+        for name in self.unfinished():
+            with suppress(OSError, ValueError):
+                if "made" in json.loads(self.note(name).read_text(encoding="utf-8")):
+                    found.add(name)
+        return found
 
     def begin(self, stage: Stage, root: Path) -> None:
         """Note that the stage is being run, and keep those of its outputs that DVC's cache does not."""

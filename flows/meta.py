@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,8 +56,8 @@ def _sentence(key: str, value: Any, wanted: str) -> str:
     return f"{key} is {value!r}, but should be {wanted}."
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < threading.TIMEOUT_MAX
 
 
 def _is_whole(value: Any) -> bool:
@@ -75,7 +76,7 @@ _SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "summary": (_is_summary, 'figures with the format of each, such as `meta.summary: {accuracy: ".2%"}`'),
     "report": (lambda value: isinstance(value, str), "the path of a page, such as `meta.report: results/report.html`"),
     "slots": (_is_slots, "a whole number for each resource, such as `meta.slots: {cpu: 2, gpu: 1}`"),
-    "timeout": (lambda value: _is_number(value) and value > 0, "seconds, such as `meta.timeout: 3600`"),
+    "timeout": (lambda value: _is_seconds(value) and value > 0, "seconds, such as `meta.timeout: 3600`"),
     "retries": (_is_whole, "a whole number, such as `meta.retries: 2`"),
-    "retry_delay": (lambda value: _is_number(value) and value >= 0, "seconds, such as `meta.retry_delay: 10`"),
+    "retry_delay": (_is_seconds, "seconds, such as `meta.retry_delay: 10`"),
 }

@@ -7,15 +7,21 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from flows.graph import Pipeline, Stage, told
+from flows.journal import Journal
+
+UNCHANGED = "nothing that it reads or writes changed"
 
 
 class Will(StrEnum):
     """What will happen to a stage."""
 
     UNCHANGED = "unchanged"
+    RECORD = "will be recorded"  # what is there, without a command
     RESTORE = "will be restored"  # from DVC's cache
-    RUN = "will run"
+    RUN = "will run"  # if something upstream does, too, DVC's cache may yet turn out to have it
     MAYBE = "may run"  # if what upstream makes is different from before
+    FAIL = "will fail"
+    SKIP = "will be skipped"
 
 
 @dataclass(frozen=True)
@@ -49,20 +55,34 @@ def plan(pipeline: Pipeline, stages: Mapping[str, Stage], *, force: bool = False
     """
     steps: dict[str, Step] = {}
     coming: dict[str, object] = {}  # what will be restored: the hash of each file and folder, by its path
+    finished = Journal(pipeline.root).finished()
     for stage in stages.values():
-        steps[stage.name] = _step(pipeline, stage, steps, coming, force)
+        steps[stage.name] = _step(pipeline, stage, steps, coming, stage.name in finished, force)
     return list(steps.values())
 
 
-def _step(pipeline: Pipeline, stage: Stage, steps: Mapping[str, Step], coming: dict[str, object], force: bool) -> Step:
-    if force:
-        return Step(stage.name, Will.RUN, "it is told to")
+def _step(
+    pipeline: Pipeline, stage: Stage, steps: Mapping[str, Step], coming: dict[str, object], finished: bool, force: bool
+) -> Step:
+    lost = [up for up in stage.upstream if up in steps and steps[up].will in (Will.FAIL, Will.SKIP)]
+    if lost:
+        return Step(stage.name, Will.SKIP, f"{_listed(lost)} can't be brought up to date")
     moving = [up for up in stage.upstream if up in steps and steps[up].will is not Will.UNCHANGED]
     changes = pipeline.changes(stage.name)
     # What upstream makes anew is not as it is now when the stage's turn comes.
     lasting = [change for change in changes if change.source not in moving]
+    if any(change.is_fatal for change in lasting):
+        return Step(stage.name, Will.FAIL, told(change for change in lasting if change.is_fatal) or "")
+    if not stage.is_run:
+        if not lasting and not force:
+            return Step(stage.name, Will.UNCHANGED, UNCHANGED)
+        return Step(stage.name, Will.RECORD, told(lasting) or "it is told to")
+    if force:
+        return Step(stage.name, Will.RUN, "it is told to")
     if not lasting and not moving:
-        return Step(stage.name, Will.UNCHANGED, "nothing that it reads or writes changed")
+        return Step(stage.name, Will.UNCHANGED, UNCHANGED)
+    if finished and not moving:
+        return Step(stage.name, Will.RECORD, "its command has finished, and DVC has not recorded it yet")
     if all(steps[up].will is Will.RESTORE for up in moving):
         found = pipeline.restorable(stage.name, coming)
         if found is not None and found.is_recorded and not lasting:

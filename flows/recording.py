@@ -66,14 +66,17 @@ def install() -> None:
     run_stage, save_outs = stage.run_stage, Stage.save_outs
 
     def run_between_notes(node: Stage, *args: Any, **kwargs: Any) -> None:
-        note = {"read": _read(node)}
+        note = {"definition": _definition(node), "read": _read(node)}
         _write_note(note)
         run_stage(node, *args, **kwargs)
         _write_note(note | {"made": made(out.fs_path for out in node.outs)})
 
     def save_untainted_outs(self: Stage, *args: Any, **kwargs: Any) -> None:
         # DVC has just hashed the dependencies anew, and what it has found now is what it would record.
-        edits = _edits(_read_note().get("read", {}), _plain({str(dep): dep.hash_info.value for dep in self.deps}))
+        note = _read_note()
+        edits = _edits(note.get("read", {}), _plain({str(dep): dep.hash_info.value for dep in self.deps}))
+        if note and note.get("definition") != _definition(self):  # where it is recorded later than it ran
+            edits.append(f"the definition of {self.addressing}")
         if edits:
             raise TaintedError(TAINTED + ", ".join(edits))
         save_outs(self, *args, **kwargs)
@@ -137,6 +140,18 @@ def _read(node: Stage) -> dict[str, Any]:
         except (DvcException, OSError):  # missing, say: DVC itself will tell, or the command will make it
             continue
     return _plain(found)
+
+
+def _definition(node: Stage) -> dict[str, Any]:
+    """What the stage is, beside the contents of what it reads."""
+    return _plain(
+        {
+            "cmd": node.cmd,
+            "deps": sorted(str(dep) for dep in node.deps),
+            "params": sorted(name for dep in node.deps for name in getattr(dep, "params", ())),
+            "outs": sorted(str(out) for out in node.outs),
+        }
+    )
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

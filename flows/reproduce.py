@@ -19,6 +19,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas import State
+from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
@@ -94,7 +95,7 @@ def _run_name() -> str:
 def reproduce(
     targets: Annotated[
         list[str] | None,
-        Field(description="Labs, stages or globs to bring up to date, with all upstream; none means everything."),
+        Field(description="Stages, groups, keys or globs to bring up to date, with all upstream; none: everything."),
     ] = None,
     jobs: Annotated[int | None, Field(ge=1, description="Stages at once; default: one per CPU core.")] = None,
     force: Annotated[bool, Field(description="Run the selected stages even if nothing changed.")] = False,
@@ -110,9 +111,6 @@ def reproduce(
         Field(description="How much there is of each resource of meta.slots; default: the machine's cpu and gpu."),
     ] = None,
     root: Annotated[str | None, Field(description="The DVC repository; default: the current folder's.")] = None,
-    temporary_server: Annotated[
-        int | None, Field(description="The process of a server that is to end when this run does, however it does.")
-    ] = None,
 ) -> Reproduction | State[Reproduction]:
     """Reproduce stages of a DVC pipeline, each as a task whose state says what happened.
 
@@ -121,7 +119,7 @@ def reproduce(
 
     Raises:
         StageFailedError: a stage failed; those that depend on it were skipped.
-        RunCancelledError: the run was cancelled; its running stages were ended, the others skipped.
+        RunCancelledError: the run was cancelled; its running stages were ended, the others not started.
         flows.graph.GraphError: the pipeline can't be read or a target is unknown.
     """
     logger = get_run_logger()
@@ -129,25 +127,25 @@ def reproduce(
     journal = Journal(folder)
     run = Run(uuid4().hex, os.getpid(), str(get_current_settings().api.url or ""), str(flow_run.id))
     with ExitStack() as held:
-        pipeline = held.enter_context(graph.Pipeline(folder))
+        pipeline = held.enter_context(graph.take(folder))
         stages = select(pipeline.stages, targets or [], downstream=downstream)
         held.enter_context(journal.open(run))
         executor = held.enter_context(Executor(pipeline, journal, run.id, pull=pull))
-        if temporary_server is not None:
-            executor.adopt(temporary_server)
+        if (pid := server.temporary()) is not None:
+            executor.adopt(pid)
         _tidy_up(journal, run, pipeline, executor, logger.warning)
         _tag(folder, targets or [])
-        course = _Course(
+        traversal = _Traversal(
             stages, executor, journal, Schedule(stages, jobs or os.cpu_count() or 1, detected() | (slots or {}))
         )
-        with server.watched(UUID(str(flow_run.id)), course.cancel):
-            outcomes = course.run(force=force, keep_going=keep_going)
+        with server.watched(UUID(str(flow_run.id)), traversal.cancel):
+            outcomes = traversal.run(force=force, keep_going=keep_going)
         _show_metrics(pipeline, [name for name in stages if outcomes[name].ending not in summary.BAD])
     reproduction = Reproduction(stages, outcomes)
     told = summary.counts(outcomes.values())
     create_table_artifact(key="summary", table=summary.rows(folder, stages, outcomes), description=told)
     logger.info(told)
-    if course.cancelled:
+    if traversal.cancelled:
         return Cancelled(message=told, data=RunCancelledError(told, reproduction))
     failed = [outcome for outcome in outcomes.values() if outcome.ending in (Ending.FAILED, Ending.TAINTED)]
     if failed:
@@ -185,7 +183,7 @@ def run_stage(
 
 
 @dataclass
-class _Course:
+class _Traversal:
     """One run's way through its stages.
 
     Attributes:
@@ -216,17 +214,21 @@ class _Course:
     def run(self, *, force: bool, keep_going: bool) -> dict[str, Outcome]:
         """Run all stages, each as soon as all that it depends on has ended; tells what became of each."""
         try:
-            self._run(force, keep_going)
-        except KeyboardInterrupt:
-            self.cancel()
-            self._run(force, keep_going)
-        except BaseException:  # Prefect's own signals: no stage may outlive the flow
+            while not self._is_over():
+                try:
+                    self._run(force, keep_going)
+                except (KeyboardInterrupt, TerminationSignal):  # Ctrl-C, and what Prefect makes of SIGTERM
+                    self.cancel()
+        except BaseException:  # no stage may outlive the flow
             self.cancel()
             raise
         return {name: self.outcomes[name] for name in self.stages}
 
+    def _is_over(self) -> bool:
+        return not (self.schedule.waiting or self.schedule.running)
+
     def _run(self, force: bool, keep_going: bool) -> None:
-        while self.schedule.waiting or self.schedule.running:
+        while not self._is_over():
             contended = False
             for stage in self.schedule.startable():
                 blocked = self._blocked(stage, keep_going)

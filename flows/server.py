@@ -29,15 +29,24 @@ LOOK_SECONDS = 1.0  # between two looks at whether somebody has cancelled the ru
 HEARTBEAT_SECONDS = 60.0  # between two signs of life
 
 
-def start_temporary() -> int | None:
-    """Where no server is named, start Prefect's temporary one, out of reach of the terminal's Ctrl-C; tells its pid.
+_temporary: int | None = None
+
+
+def temporary() -> int | None:
+    """The process of the temporary server that this one has started, if it has."""
+    return _temporary
+
+
+def start_temporary() -> None:
+    """Where no server is named, start Prefect's temporary one, out of reach of the terminal's Ctrl-C.
 
     The terminal sends Ctrl-C to all processes in its foreground. The server has to outlive it by a moment, or
     else the run, which tells the server of its end, tries in vain for minutes.
     """
+    global _temporary
     settings = get_current_settings()
     if settings.api.url or not settings.server.ephemeral.enabled:
-        return None
+        return
     from prefect.server.api.server import SubprocessASGIServer
 
     server = SubprocessASGIServer()
@@ -47,7 +56,7 @@ def start_temporary() -> int | None:
         server.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return None if server.server_process is None else server.server_process.pid
+    _temporary = None if server.server_process is None else server.server_process.pid
 
 
 def about(error: RuntimeError) -> str | None:

@@ -47,7 +47,7 @@ def report(stages: Iterable[Stage]) -> str:
 
 
 def rows(root: Path, stages: dict[str, Stage], outcomes: Mapping[str, Outcome]) -> list[dict[str, str]]:
-    """A row for each result (a lab, a comparison), with what its stages did and found."""
+    """A row for each result, with what its stages did and found."""
     table = []
     for key, members in results(stages).items():
         ended = [outcomes[name] for name in members if name in outcomes]
@@ -73,7 +73,12 @@ def counts(outcomes: Iterable[Outcome]) -> str:
     endings = [outcome.ending for outcome in outcomes]
     told = [f"{endings.count(Ending.COMPLETED)} run", f"{sum(e in REUSED for e in endings)} reused"]
     told += [f"{endings.count(ending)} {ending.lower()}" for ending in BAD if ending in endings]
-    return f"{len(endings)} stages: {', '.join(told)}"
+    return f"{counted(len(endings))}: {', '.join(told)}"
+
+
+def counted(count: int) -> str:
+    """So many stages."""
+    return f"{count} stage" if count == 1 else f"{count} stages"
 
 
 def _formatted(value: Any, style: str) -> str:

@@ -21,11 +21,14 @@ def select(stages: dict[str, Stage], targets: Sequence[str], *, downstream: bool
         downstream: take what depends on the targets instead of what they depend on.
 
     Raises:
-        GraphError: a target names nothing; the nearest name is suggested.
+        GraphError: a target names nothing; the nearest name is suggested. Or there are no stages at all.
     """
+    if not stages:
+        raise GraphError("There are no stages here: dvc.yaml defines them, and `dvc stage add` writes it.")
     chosen: set[str] = set()
     for target in targets:
-        named = {stage.name for stage in stages.values() if _names(stage, target)}
+        named = {stage.name for stage in stages.values() if target in _names(stage)}
+        named = named or {stage.name for stage in stages.values() if fnmatch.filter(_names(stage), target)}
         if not named:
             known = sorted({name for stage in stages.values() for name in (stage.key, stage.group, stage.name)})
             raise GraphError(_unknown(target, known))
@@ -65,15 +68,15 @@ def _read_by_others(stages: dict[str, Stage]) -> set[str]:
     }
 
 
-def _names(stage: Stage, target: str) -> bool:
+def _names(stage: Stage) -> set[str]:
     names = {stage.name, stage.key, stage.group}
     file, colon, inner = stage.name.rpartition(":")
     if colon:  # of another folder's dvc.yaml: by the names that it has there, too
         names |= {file, file.removesuffix("/dvc.yaml"), inner, inner.partition("@")[0]}
-    return any(fnmatch.fnmatchcase(name, target) for name in names)
+    return names
 
 
 def _unknown(target: str, known: list[str]) -> str:
     near = difflib.get_close_matches(target, known, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return f"There is no lab or stage '{target}'.{hint} `labdag list` and `dvc stage list` show what there is."
+    return f"Nothing is called '{target}'.{hint} `labdag list` and `dvc stage list` show what there is."

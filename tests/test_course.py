@@ -154,7 +154,7 @@ def test_check_holds_a_result_against_what_is_expected(finished_copy: Path) -> N
     done = run("labdag", "check", "lenet_mnist", cwd=finished_copy, check=False)
     assert (done.returncode, done.stdout) == (1, "lenet_mnist: not run yet; `labdag run lenet_mnist` does\n")
     done = run("labdag", "check", "lenet_digit", cwd=finished_copy, check=False)
-    assert done.stderr.startswith("Error: There is no lab or stage 'lenet_digit'. Did you mean 'lenet_digits'?")
+    assert done.stderr.startswith("Error: Nothing is called 'lenet_digit'. Did you mean 'lenet_digits'?")
 
 
 def test_the_last_stage_says_whether_the_result_is_as_expected(finished_copy: Path) -> None:

@@ -345,6 +345,56 @@ def test_progress_bars_arrive_now_and_then_and_floods_are_dammed(toy: Callable[.
     assert "4999/5000" in kept
 
 
+@pytest.mark.parametrize("kind", ["data", "frozen"])
+def test_what_dvc_does_not_make_is_never_touched(made: Bench, kind: str) -> None:
+    """It may be all there is of a user's work."""
+    if kind == "data":
+        name, path = "mine.txt.dvc", made.folder / "mine.txt"
+        path.write_text("mine")
+        run("dvc", "add", "--quiet", path, cwd=made.folder)
+    else:
+        (made.folder / "dvc.yaml").write_text(ONE + "    frozen: true\n")
+        name, path = "make", made.folder / "out.txt"
+    path.write_text("edited by hand")
+    with made.executor() as executor:
+        stage = executor.pipeline.stages[name]
+        executor.journal.begin(stage, made.folder)  # a run before died here
+        executor.clean(stage, made.lines.append)
+        executor.stop()
+        outcome = executor.run(stage, log=made.lines.append)
+    assert (outcome.ending, outcome.reason) == (Ending.CANCELLED, "cancelled")
+    assert path.read_text() == "edited by hand"
+    path.unlink()
+    outcome = made.run(name)
+    assert outcome.ending is Ending.FAILED
+    assert not path.exists()
+
+
+def test_of_a_stage_that_was_not_begun_only_what_dvc_has_removed_comes_back(made: Bench) -> None:
+    (made.folder / "out.txt").write_text("edited by hand")
+    (made.folder / "score.json").unlink()
+    with made.executor() as executor:
+        executor.journal.begin(executor.pipeline.stages["make"], made.folder)
+        told = executor.clean(executor.pipeline.stages["make"], made.lines.append)
+    assert told == "make was cut short; its last good outputs are back"
+    assert made.outs()["out.txt"] == "edited by hand"
+    assert "score.json" in made.outs()
+
+
+def test_a_stage_cancelled_between_two_tries_is_cancelled(bench: Bench) -> None:
+    (bench.folder / "dvc.yaml").write_text(ONE + "    meta: {retries: 2, retry_delay: 1000}\n")
+    bench.set(mood="fail")
+    with bench.executor() as executor:
+        stage = executor.pipeline.stages["make"]
+        outcomes: list[Outcome] = []
+        thread = threading.Thread(target=lambda: outcomes.append(executor.run(stage, log=bench.lines.append)))
+        thread.start()
+        wait_for(lambda: any("comes in 1000 s" in line for line in bench.lines))
+        executor.stop()
+        thread.join(5)
+    assert [outcome.ending for outcome in outcomes] == [Ending.CANCELLED]
+
+
 def test_a_frozen_stage_is_recorded_as_it_is_and_not_said_to_have_run(made: Bench) -> None:
     (made.folder / "dvc.yaml").write_text(ONE + "    frozen: true\n")
     (made.folder / "out.txt").write_text("mine")

@@ -299,12 +299,14 @@ def test_ctrl_c_at_a_terminal_ends_a_run_that_has_a_temporary_server(toy: Callab
     assert is_gone(int((folder / "pid").read_text()))
 
 
-@pytest.mark.usefixtures("server")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_run_ends_its_stages_with_all_their_processes(
-    number: signal.Signals, toy: Callable[..., Path]
+    number: signal.Signals, toy: Callable[..., Path], server: Server
 ) -> None:
-    folder = toy('stages:\n  long: {cmd: "sleep 1000 & echo $! > pid; wait; touch out", outs: [out]}\n')
+    folder = toy(
+        'stages:\n  long: {cmd: "sleep 1000 & echo $! > pid; wait; touch out", outs: [out]}\n'
+        "  next: {cmd: cp out next, deps: [out], outs: [next]}\n"
+    )
     labdag = subprocess.Popen(["labdag", "run"], cwd=folder, stderr=subprocess.PIPE, text=True)
     for _ in range(300):
         if (folder / "pid").exists() and (folder / "pid").read_text().strip():
@@ -316,6 +318,8 @@ def test_a_stopped_run_ends_its_stages_with_all_their_processes(
     assert "Interrupted" in errors
     assert is_gone(int((folder / "pid").read_text()))
     assert not (folder / "out").exists()
+    assert server.flow_run()["state"]["type"] == "CANCELLED"
+    assert server.states() == {"long": "Cancelled", "next": "Cancelled"}
 
 
 def test_a_killed_run_takes_its_temporary_server_along(toy: Callable[..., Path]) -> None:
@@ -333,8 +337,7 @@ def test_an_unknown_target_suggests_the_nearest(pipeline: Path) -> None:
     done = run("labdag", "run", "shwo", cwd=pipeline, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "Error: There is no lab or stage 'shwo'. Did you mean 'show'? "
-        "`labdag list` and `dvc stage list` show what there is.\n"
+        "Error: Nothing is called 'shwo'. Did you mean 'show'? `labdag list` and `dvc stage list` show what there is.\n"
     )
 
 
@@ -404,6 +407,18 @@ def test_targets_select_stages_with_all_upstream(targets: list[str], chosen: set
 def test_a_target_of_no_stage_is_an_error() -> None:
     with pytest.raises(GraphError, match=r"'fitt'\. Did you mean 'fit'\?"):
         select(STAGES, ["fitt"])
+
+
+def test_a_name_with_the_signs_of_a_glob_names_itself() -> None:
+    assert list(select({"train[1]": Stage("train[1]"), "train1": Stage("train1")}, ["train[1]"])) == ["train[1]"]
+
+
+def test_without_stages_one_sentence(toy: Callable[..., Path]) -> None:
+    folder = toy("{}")
+    for command in ("run", "plan"):
+        done = run("labdag", command, cwd=folder, check=False)
+        assert (done.returncode, done.stderr.partition(":")[0]) == (1, "Error")
+        assert "There are no stages here" in done.stderr
 
 
 def test_results_are_the_keys_that_nothing_else_builds_on() -> None:
@@ -480,6 +495,11 @@ FIGURES = """, but should be figures with the format of each, such as `meta.summ
         ("{slots: {gpu: -1}}", "stage a@x: meta.slots is {'gpu': -1}" + SLOTS),
         ("{slots: 2}", "stage a@x: meta.slots is 2" + SLOTS),
         ("{timeout: 10m}", "stage a@x: meta.timeout is '10m', but should be seconds, such as `meta.timeout: 3600`."),
+        ("{timeout: .inf}", "stage a@x: meta.timeout is inf, but should be seconds, such as `meta.timeout: 3600`."),
+        (
+            "{retry_delay: 1.0e+12}",
+            "stage a@x: meta.retry_delay is 1000000000000.0, but should be seconds, such as `meta.retry_delay: 10`.",
+        ),
         ("{retries: 1.5}", "stage a@x: meta.retries is 1.5, but should be a whole number, such as `meta.retries: 2`."),
         (
             "{retry_delay: -1}",

@@ -14,6 +14,8 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
+from flows.graph import Pipeline
+from flows.plan import Will, plan
 from tests.conftest import STRESS, run
 
 EXAMPLES = int(os.environ.get("LABDAG_STRESS_DAGS", 200 if STRESS else 4))
@@ -175,6 +177,24 @@ def ran(folder: Path) -> Counter[str]:
     return found
 
 
+# What may come of what `labdag plan` says.
+MEANT = {
+    Will.UNCHANGED: {"unchanged"},
+    Will.RECORD: {"recorded"},
+    Will.RESTORE: {"restored"},
+    Will.RUN: {"run", "restored"},
+    Will.MAYBE: {"unchanged", "run", "restored", "recorded"},
+    Will.FAIL: set[str](),
+    Will.SKIP: set[str](),
+}
+
+
+def told_by_dvc(name: str, said: str) -> str:
+    """What `dvc repro` did to a stage."""
+    signs = {"Running stage '{}'": "run", "Stage '{}' is cached": "restored", "Stage '{}' didn't change": "unchanged"}
+    return next((what for sign, what in signs.items() if sign.format(name) in said), "recorded")
+
+
 @pytest.mark.timeout(7200)
 @settings(
     max_examples=EXAMPLES,
@@ -200,11 +220,14 @@ def test_the_same_stages_run_and_leave_the_same(
             edit(world, folders, how, what, value)
         for folder in folders:
             world.write(folder)
+        with Pipeline(by_labdag) as pipeline:
+            steps = {step.stage: step for step in plan(pipeline, pipeline.stages)}
         oracle = ("dvc", "repro", "--all-pipelines")
         done = run(*oracle, cwd=by_dvc, check=False, RAN=str(by_dvc.with_suffix(".ran")), DVC_NO_ANALYTICS="1")
         environment = {"RAN": str(by_labdag.with_suffix(".ran")), "PREFECT_API_URL": prefect_server}
         ours = run("labdag", "run", "--jobs", "4", cwd=by_labdag, check=False, **environment)
         if done.returncode != 0:
+            assert {Will.FAIL, Will.MAYBE}.intersection(step.will for step in steps.values()), (steps, done.stderr)
             event("DVC failed")
             assert ours.returncode != 0, done.stderr
             return
@@ -213,4 +236,6 @@ def test_the_same_stages_run_and_leave_the_same(
         assert expected == found, done.stdout + ours.stderr
         assert f" {len(found)} run, " in ours.stdout
         assert state(by_dvc, world) == state(by_labdag, world), done.stdout + ours.stderr
+        for name, step in steps.items():
+            assert told_by_dvc(name, done.stdout) in MEANT[step.will], (step, done.stdout)
         event(f"{len(expected)} of {len(world.steps)} stages ran")

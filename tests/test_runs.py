@@ -14,6 +14,8 @@ import pytest
 from dvc.utils.serialize import dumps_yaml, parse_yaml_for_update
 from ruamel.yaml import YAML
 
+from flows.graph import GraphError, Pipeline
+from flows.journal import Journal
 from flows.recording import with_entry
 from tests.conftest import edit_params, is_gone, run, wait_for
 from tests.test_flow import FIT, PARAMS, TOY, Server
@@ -124,6 +126,50 @@ def test_metrics_and_what_became_of_them_since_the_last_commit_are_artifacts(pip
     run("labdag", "run", cwd=pipeline)
     (row,) = json.loads(server.artifacts()["metrics-diff"]["data"])
     assert row == {"metrics": "a.json", "metric": "score", "HEAD": 0.1, "now": 0.12, "change": pytest.approx(0.02)}
+
+
+@pytest.mark.parametrize("edit", ["nothing", "command", "dependency", "force"])
+def test_what_had_finished_when_its_run_was_killed_is_recorded_only_if_it_is_still_that(
+    edit: str, toy: Callable[..., Path], server: Server
+) -> None:
+    dvc_yaml = 'stages: {make: {cmd: "echo 1 > out; head -c 300000000 /dev/zero >> out", deps: [in], outs: [out]}}'
+    folder = toy(dvc_yaml, **{"in": "1", "in2": "1"})
+    process = start(folder)
+    note = Journal(folder).note("make")
+    wait_for(lambda: note.exists() and "made" in note.read_text())
+    process.kill()
+    process.communicate()
+    if edit == "command":
+        (folder / "dvc.yaml").write_text(dvc_yaml.replace("echo 1", "echo 2"))
+    if edit == "dependency":
+        (folder / "dvc.yaml").write_text(dvc_yaml.replace("[in]", "[in, in2]"))
+    if edit == "nothing":
+        why = "its command has finished, and DVC has not recorded it yet"
+        assert planned(folder) == {"make": ("will be recorded", why)}
+    run("labdag", "run", *(["--force"] if edit == "force" else []), cwd=folder)
+    assert server.states() == {"make": "Recovered" if edit == "nothing" else "Completed"}
+    with (folder / "out").open("rb") as file:
+        assert file.read(1) == (b"2" if edit == "command" else b"1")
+    assert run("dvc", "status", cwd=folder).stdout.strip() == "Data and pipelines are up to date."
+
+
+def test_what_is_recorded_or_tainted_has_states_of_its_own(toy: Callable[..., Path], server: Server) -> None:
+    folder = toy("stages: {edits: {cmd: echo >> data; cp data out, deps: [data], outs: [out]}}")
+    (folder / "data").write_text("1")
+    run("dvc", "add", "--quiet", "data", cwd=folder)
+    (folder / "data").write_text("2")
+    done = run("labdag", "run", cwd=folder, check=False)
+    assert server.states() == {"data.dvc": "Recorded", "edits": "Tainted"}
+    assert server.tasks()["edits"]["state"]["type"] == "FAILED"
+    assert "edits failed: edited while it ran: data; and so the first time." in done.stderr
+
+
+def test_a_run_that_died_before_it_had_written_what_it_is_is_forgotten(pipeline: Path) -> None:
+    for text in ("", "[1]", '{"name": 1}'):
+        path = Journal(pipeline).folder / "runs" / "x.json"
+        path.write_text(text)
+        run("labdag", "run", "get", cwd=pipeline)
+        assert not path.exists()
 
 
 def test_a_cancel_in_the_ui_ends_the_stages_and_says_so(slow: Path, server: Server) -> None:
@@ -240,8 +286,62 @@ def test_a_plan_tells_what_will_happen_and_why_and_runs_nothing(pipeline: Path) 
     (pipeline / "n.txt").write_text("9\n")
     (pipeline / "fit.py").unlink()
     assert planned(pipeline, "b")["get@n"] == ("will be restored", "n.txt is not what it made")
-    assert planned(pipeline, "b")["fit@b"] == ("will run", "fit.py is missing")
-    assert planned(pipeline, "--force", "show@b")["show@b"] == ("will run", "it is told to")
+    assert planned(pipeline, "b")["fit@b"] == ("will fail", "fit.py is missing")
+    assert planned(pipeline, "b")["show@b"] == ("will be skipped", "fit@b can't be brought up to date")
+    assert planned(pipeline, "--force", "get@n")["get@n"] == ("will run", "it is told to")
+    assert set(planned(pipeline, "--downstream", "fit@a")) == {"fit@a", "show@a"}
+
+
+def test_a_plan_knows_data_callbacks_params_and_outputs_elsewhere(toy: Callable[..., Path], tmp_path: Path) -> None:
+    folder = toy(
+        f"""
+stages:
+  always: {{cmd: echo}}
+  metric: {{cmd: "echo '{{}}' > {tmp_path}/m.json", deps: [data], metrics: [{tmp_path}/m.json: {{cache: false}}]}}
+  lost: {{cmd: echo > lost, deps: [nowhere], outs: [lost]}}
+  param: {{cmd: echo > param, params: [unknown], outs: [param]}}
+  read: {{cmd: cp data read, deps: [data], outs: [read]}}
+""",
+        **{"params.yaml": "known: 1"},
+    )
+    (folder / "data").write_text("1")
+    run("dvc", "add", "--quiet", "data", cwd=folder)
+    expected = {
+        "always": ("will run", "it always runs"),
+        "metric": ("will run", "never run"),
+        "lost": ("will fail", "nowhere is missing"),
+        "param": ("will fail", "params.yaml: unknown is missing"),
+        "read": ("will run", "never run"),
+    }
+    assert planned(folder) == expected
+    run("labdag", "run", "metric", "read", cwd=folder)
+    assert set(planned(folder)) == {"always", "lost", "param"}
+    (folder / "data").write_text("2")
+    assert planned(folder, "read", "metric") == {
+        "data.dvc": ("will be recorded", "data is not what it made"),
+        "metric": ("may run", "if what data.dvc makes is different from before"),
+        "read": ("may run", "if what data.dvc makes is different from before"),
+    }
+    (folder / "data").unlink()
+    assert planned(folder, "read") == {
+        "data.dvc": ("will fail", "data is missing"),
+        "read": ("will be skipped", "data.dvc can't be brought up to date"),
+    }
+
+
+def test_a_dependency_that_was_edited_and_comes_back_is_looked_up_as_it_is(toy: Callable[..., Path]) -> None:
+    folder = toy(
+        "stages:\n  a: {cmd: cat x > a, deps: [x], outs: [a]}\n  b: {cmd: cat a > b, deps: [a], outs: [b]}\n", x="1"
+    )
+    run("dvc", "repro", "--quiet", cwd=folder)
+    (folder / "x").write_text("2")
+    assert planned(folder) == {
+        "a": ("will run", "x changed"),
+        "b": ("may run", "if what a makes is different from before"),
+    }
+    run("dvc", "repro", "--quiet", cwd=folder)
+    (folder / "x").write_text("1")
+    assert planned(folder) == {"a": ("will be restored", "x changed"), "b": ("will be restored", "a is restored")}
 
 
 def test_a_merge_conflict_in_dvc_lock_gets_a_sentence_and_nothing_is_lost(pipeline: Path) -> None:
@@ -256,8 +356,26 @@ def test_a_merge_conflict_in_dvc_lock_gets_a_sentence_and_nothing_is_lost(pipeli
     lock.write_text("schema: '2.0'\nstages:\n  a: [")
     done = run("labdag", "run", cwd=pipeline, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("Error: dvc.lock is no YAML that DVC can read")
+    assert done.stderr.startswith("Error: dvc.lock is not as DVC has written it")
     assert "Traceback" not in done.stderr
+
+
+def test_of_a_dvc_lock_broken_off_anywhere_nothing_is_taken_for_true(toy: Callable[..., Path]) -> None:
+    folder = toy("stages: {a: {cmd: cp in a, deps: [in], outs: [a]}}", **{"in": "1"})
+    run("dvc", "repro", "--quiet", cwd=folder)
+    whole = (folder / "dvc.lock").read_text()
+    for length in range(len(whole) - len("      size: 1\n")):
+        (folder / "dvc.lock").write_text(whole[:length])
+        assert re.search("it was broken off|never run|changed|is not what it made", troubles(folder)), length
+
+
+def troubles(folder: Path) -> str:
+    """What `labdag plan` would say of the stage `a`."""
+    try:
+        with Pipeline(folder) as pipeline:
+            return str(pipeline.changes("a"))
+    except GraphError as error:
+        return str(error)
 
 
 def test_a_spoilt_dvc_lock_of_a_folder_below_gets_the_same_sentence(toy: Callable[..., Path]) -> None:
@@ -266,7 +384,7 @@ def test_a_spoilt_dvc_lock_of_a_folder_below_gets_the_same_sentence(toy: Callabl
     (folder / "sub" / "dvc.yaml").write_text("stages: {low: {cmd: echo > low, outs: [low]}}")
     (folder / "sub" / "dvc.lock").write_text("schema: '2.0'\nstages:\n  a: [")
     done = run("labdag", "plan", cwd=folder, check=False)
-    assert done.stderr.startswith("Error: sub/dvc.lock is no YAML that DVC can read")
+    assert done.stderr.startswith("Error: sub/dvc.lock is not as DVC has written it")
 
 
 def test_an_entry_is_put_into_dvc_lock_as_dvc_itself_would() -> None:
