@@ -93,13 +93,18 @@ def nothing(folder: Path, rounds: int) -> None:
         project = _project(folder / f"nothing{size}", stages)
         _run(project, "labdag", "run")
         found[size] = _times(project, rounds)
-    print(f"| nothing to do, seconds | {' | '.join(f'{size} stages' for size in SIZES)} | per stage, ms |")
-    print("| :--- |" + " ---: |" * (len(SIZES) + 1))
-    for what in found[SIZES[0]]:
-        row = [statistics.median(found[size][what]) for size in SIZES]
-        each = 1000 * (row[-1] - row[0]) / (SIZES[-1] - SIZES[0])
-        print(f"| `{what}` | {' | '.join(f'{seconds:.1f}' for seconds in row)} | {each:.1f} |")
+    print(f"| nothing to do, seconds | {' | '.join(f'{size} stages' for size in SIZES)} | ms a stage | over DVC's |")
+    print("| :--- |" + " ---: |" * (len(SIZES) + 2))
+    each = {what: _slope([statistics.median(found[size][what]) for size in SIZES]) for what in found[SIZES[0]]}
+    for what, milliseconds in each.items():
+        row = " | ".join(f"{statistics.median(found[size][what]):.1f}" for size in SIZES)
+        print(f"| `{what}` | {row} | {milliseconds:.1f} | {milliseconds - each[DVC]:+.1f} |")
     print(flush=True)
+
+
+def _slope(seconds: list[float]) -> float:
+    """Milliseconds that a stage takes, from the smallest pipeline and the largest."""
+    return 1000 * (seconds[-1] - seconds[0]) / (SIZES[-1] - SIZES[0])
 
 
 def course(folder: Path, rounds: int) -> None:

@@ -19,6 +19,7 @@ import psutil
 from flows.graph import GraphError, Pipeline
 from flows.journal import Journal
 from flows.schedule import GPU, detected
+from flows.summary import counted
 
 LOW_BYTES = 5 * 1024**3
 SECONDS = 60.0  # for any one program that is asked
@@ -55,8 +56,10 @@ def examine(root: Path) -> Iterator[Finding]:
     yield _git(root)
     yield _pipeline(root)
     yield _server()
-    yield from _cache(root)
-    yield _disk(root)
+    cache = _cache_folder(root)
+    yield from _cache(root, cache)
+    yield _remote(root)
+    yield _disk(root, cache)
     yield _gpu()
     yield from _leftovers(root)
 
@@ -72,13 +75,12 @@ def _dvc() -> Finding:
 
 
 def _git(root: Path) -> Finding:
+    if _asked("git", "-C", root, "rev-parse", "--git-dir") is None:
+        return Finding("git", Health.NOTE, "no git repository: DVC has no commits to compare results with")
     head = _asked("git", "-C", root, "log", "-1", "--format=%h %s")
     if head is None:
         return Finding(
-            "git",
-            Health.NOTE,
-            "no commit yet, or no git repository",
-            "`git init && git add . && git commit`: DVC compares results with commits.",
+            "git", Health.NOTE, "no commit yet", "`git add . && git commit`: DVC compares results with commits."
         )
     ignored = _asked("git", "-C", root, "check-ignore", "dvc.lock")
     if ignored:
@@ -91,7 +93,7 @@ def _git(root: Path) -> Finding:
 def _pipeline(root: Path) -> Finding:
     try:
         with Pipeline(root) as pipeline:
-            return Finding("pipeline", Health.GOOD, f"{len(pipeline.stages)} stages")
+            return Finding("pipeline", Health.GOOD, counted(len(pipeline.stages)))
     except GraphError as error:
         return Finding("pipeline", Health.BAD, str(error), "Mend that first; nothing runs before.")
 
@@ -121,10 +123,18 @@ def _server() -> Finding:
     return Finding("Prefect server", Health.GOOD, f"{answer.json()} at {url}")
 
 
-def _cache(root: Path) -> Iterator[Finding]:
+def _cache_folder(root: Path) -> Path:
+    return Path((_asked(sys.executable, "-m", "dvc", "cache", "dir", cwd=root) or "").strip() or root / ".dvc/cache")
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the next one above that is there."""
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())
+
+
+def _cache(root: Path, folder: Path) -> Iterator[Finding]:
     told = _asked(sys.executable, "-m", "dvc", "doctor", cwd=root) or ""
-    folder = Path((_asked(sys.executable, "-m", "dvc", "cache", "dir", cwd=root) or "").strip() or root / ".dvc/cache")
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    existing = _existing(folder)
     if not os.access(existing, os.W_OK):
         yield Finding(
             "cache", Health.BAD, f"{folder} can't be written", f"Give yourself the right to: `chmod -R u+w {folder}`."
@@ -147,9 +157,28 @@ def _cache(root: Path) -> Iterator[Finding]:
         )
 
 
-def _disk(root: Path) -> Finding:
-    free = shutil.disk_usage(root).free
-    found = f"{free / 1024**3:.1f} GiB free"
+def _remote(root: Path) -> Finding:
+    listed = _asked(sys.executable, "-m", "dvc", "remote", "list", cwd=root) or ""
+    names = [line.split()[0] for line in listed.splitlines() if line.strip()]
+    default = (_asked(sys.executable, "-m", "dvc", "config", "core.remote", cwd=root) or "").strip()
+    if default and default not in names:
+        return Finding(
+            "remote", Health.BAD, f"core.remote is {default}, but there is no such remote", "`dvc remote add` adds it."
+        )
+    if not default:
+        return Finding(
+            "remote",
+            Health.NOTE,
+            "none: what the cache has is nowhere else",
+            "`dvc remote add --default NAME ADDRESS`.",
+        )
+    return Finding("remote", Health.GOOD, default)
+
+
+def _disk(root: Path, cache: Path) -> Finding:
+    folder = min((root, _existing(cache)), key=lambda folder: shutil.disk_usage(folder).free)
+    free = shutil.disk_usage(folder).free
+    found = f"{free / 1024**3:.1f} GiB free at {folder}"
     if free < LOW_BYTES:
         return Finding(
             "disk", Health.NOTE, found, "Free some: `dvc gc --workspace` drops what no result needs any more."
