@@ -251,13 +251,13 @@ def _load() -> None:
 
 def _end(leader: int, mark: str) -> list[str]:
     """Kill all processes of a stage, those in its session and those that have left it; tells their names."""
-    names: list[str] = []
+    names: dict[int, str] = {}
     for _ in range(ROUNDS):
         members = [process for process in psutil.process_iter() if _is_member(process, leader, mark)]
         if not members:
             break
-        names += _kill(members)
-    return names
+        names |= _kill(members)  # some of them again, that have not died yet
+    return list(names.values())
 
 
 def _is_member(process: psutil.Process, leader: int, mark: str) -> bool:
@@ -269,12 +269,12 @@ def _is_member(process: psutil.Process, leader: int, mark: str) -> bool:
         return False
 
 
-def _kill(processes: list[psutil.Process]) -> list[str]:
+def _kill(processes: list[psutil.Process]) -> dict[int, str]:
     """Kill them, and tell their names."""
-    names = []
+    names = {}
     for process in processes:
         with suppress(psutil.Error):
-            names.append(process.name())
+            names[process.pid] = process.name()
             process.kill()
     return names
 
@@ -290,7 +290,7 @@ def sweep(run: str) -> list[str]:
         with suppress(psutil.Error, OSError):
             if process.environ().get(MARK, "").startswith(f"{run}/"):
                 found.append(process)
-    return _kill(found)
+    return list(_kill(found).values())
 
 
 def _prctl(option: int, value: int) -> None:

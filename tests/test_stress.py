@@ -22,7 +22,7 @@ from tests.conftest import STRESS, run, wait_for
 REPETITIONS = 20 if STRESS else 1
 FILES = 10_000 if STRESS else 200
 KILLS = 50 if STRESS else 4
-EDITS = 50 if STRESS else 4
+EDITS = 50 if STRESS else 3
 
 pytestmark = [pytest.mark.usefixtures("server"), pytest.mark.timeout(3600 if STRESS else 300)]
 
