@@ -238,8 +238,9 @@ def list_() -> None:
     from flows import graph, summary
     from flows.targets import results, select
 
-    stages = graph.load(root)
-    stale = graph.stale(root, stages)
+    with graph.Pipeline(root) as pipeline:
+        stages = pipeline.stages
+        stale = {name: graph.told(pipeline.changes(name)) for name in stages}
     labs = results(stages) if params is None else {key: select(stages, [key]) for key in params.labs}
     rows = [
         {

@@ -200,7 +200,7 @@ def _leftovers(root: Path) -> Iterator[Finding]:
     journal = Journal(root)
     dead, unfinished = journal.dead(), journal.unfinished()
     if dead or unfinished:
-        told = [f"{len(dead)} runs died", f"stages cut short: {', '.join(unfinished) or 'none'}"]
+        told = [f"{len(dead)} run{'s' * (len(dead) != 1)} died", f"stages cut short: {', '.join(unfinished) or 'none'}"]
         yield Finding("journal", Health.NOTE, "; ".join(told), "Nothing to do: the next `labdag run` tidies up.")
     else:
         yield Finding("journal", Health.GOOD, "no run died")
@@ -211,15 +211,22 @@ def _rwlock(path: Path) -> Finding:
     """DVC's list of the files that its commands read and write."""
     try:
         users = json.loads(path.read_text())
-        infos = [*users.get("write", {}).values(), *(info for each in users.get("read", {}).values() for info in each)]
-        dead = {info["pid"] for info in infos if not psutil.pid_exists(info["pid"])}
+        writers = [*users.get("write", {}).values()]
+        dead = [info for info in writers if not psutil.pid_exists(info["pid"])]
+        readers = [info for each in users.get("read", {}).values() for info in each]
+        alive = [info for info in (*writers, *readers) if psutil.pid_exists(info["pid"])]
     except FileNotFoundError:
         return Finding("locks", Health.GOOD, "none")
     except (ValueError, KeyError, TypeError, AttributeError):
         return Finding("locks", Health.BAD, f"{path} is broken off", "Nothing to do: the next `labdag run` mends it.")
     if dead:
-        return Finding("locks", Health.NOTE, "left by commands that were killed", "Nothing to do: DVC takes them away.")
-    return Finding("locks", Health.GOOD, "in use by a DVC command" if infos else "none")
+        return Finding(
+            "locks",
+            Health.NOTE,
+            "left by commands that were killed",
+            "Nothing to do: DVC takes each off when it needs the same files.",
+        )
+    return Finding("locks", Health.GOOD, "in use by a DVC command" if alive else "none")
 
 
 def _asked(*command: str | Path, cwd: Path | None = None) -> str | None:

@@ -19,8 +19,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from flows.graph import Pipeline, Stage, told
-from flows.journal import Journal, remove
+from flows.files import remove
+from flows.graph import UNCHANGED, GraphError, Pipeline, Stage, told
+from flows.journal import Journal
 from flows.output import Lines, Throttle
 from flows.supervisor import MARK, MESSAGE_BYTES, NOTE, TAINTED, sweep
 
@@ -35,6 +36,7 @@ HINTS = (
     "Data and pipelines are up to date",
 )
 CLOSING = ("Updating lock file", "Generating lock file", "Stage '", "Running stage '", "Verifying data sources")
+NOT_REPRODUCED = "ERROR: failed to reproduce"  # as DVC's last words begin
 BLOCKED = ("is busy, it is being blocked by", "RWLock-file", "Unable to acquire lock")
 # What keeps DVC from saving outputs that are there and sound: the machine, not the stage.
 UNSAVED = ("[Errno", "database or disk is full", "disk I/O error", "readonly database", "failed to link", *BLOCKED)
@@ -77,12 +79,16 @@ class _Process:
 
     Attributes:
         code: its exit code, once it has ended; negative for a signal.
+        stage: what it is at work on.
         lines: what it printed.
+        held: what it has printed since it has begun to say that it failed; if so, that is told as the stage's reason.
         why: why it was told to stop, if it was.
     """
 
+    stage: str
     code: Future[tuple[int, list[str]]] = field(default_factory=Future)
     lines: list[str] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)
     why: Ending | None = None
 
 
@@ -153,16 +159,19 @@ class Executor:
         for number in running:
             self._stop(number, Ending.CANCELLED)
 
-    def run(self, stage: Stage, *, force: bool = False, log: Callable[[str], None] = print) -> Outcome:
+    def run(
+        self, stage: Stage, *, force: bool = False, remark: str = "", log: Callable[[str], None] = print
+    ) -> Outcome:
         """Bring `stage`, which the caller has claimed, up to date, its upstream stages taken as they are.
 
         Args:
             stage: what to run.
             force: run its command even if nothing changed.
+            remark: what to tell if it is not fresh; may be empty.
             log: takes lines of output as they come.
         """
         started = time.monotonic()
-        outcome = self._recover(stage, force, log) or self._reproduce(stage, force, log)
+        outcome = self._recover(stage, force, log) or self._reproduce(stage, force, remark, log)
         tries = 0
         while outcome.ending is Ending.FAILED and tries < stage.meta.retries:
             tries += 1
@@ -171,7 +180,7 @@ class Executor:
             if self._stopped.wait(stage.meta.retry_delay):
                 outcome = Outcome(stage.name, Ending.CANCELLED, f"cancelled before its next try; {outcome.reason}")
                 break
-            outcome = self._recover(stage, force, log) or self._reproduce(stage, force, log)
+            outcome = self._recover(stage, force, log) or self._reproduce(stage, force, remark, log)
         return replace(outcome, seconds=time.monotonic() - started)
 
     def clean(self, stage: Stage, log: Callable[[str], None]) -> str | None:
@@ -201,7 +210,8 @@ class Executor:
         if made is None or not all((self.root / out.path).exists() for out in stage.outs):
             return False
         with suppress(OSError):
-            return all([(stat := Path(path).stat()).st_size, stat.st_mtime_ns] == sign for path, sign in made.items())
+            stats = {path: (self.root / path).stat() for path in made}
+            return all([stats[path].st_size, stats[path].st_mtime_ns] == sign for path, sign in made.items())
         return False
 
     def _commit(self, stage: Stage, log: Callable[[str], None]) -> Outcome | None:
@@ -217,14 +227,16 @@ class Executor:
         self._restore(stage, log)
         return None
 
-    def _reproduce(self, stage: Stage, force: bool, log: Callable[[str], None]) -> Outcome:
+    def _reproduce(self, stage: Stage, force: bool, remark: str, log: Callable[[str], None]) -> Outcome:
         taint = None
         while True:
             reason = "it was told to run" if force else told(self.pipeline.changes(stage.name))
             if reason is None and taint is None:
-                return Outcome(stage.name, Ending.UNCHANGED, "nothing that it reads or writes changed")
+                return Outcome(stage.name, Ending.UNCHANGED, UNCHANGED)
             if taint is None:
                 self.journal.log(stage.name).unlink(missing_ok=True)
+                if remark:
+                    log(remark)
             outcome = self._attempt(stage, force, reason, log)
             if outcome.ending is not Ending.TAINTED:
                 if taint and outcome.ending in (Ending.COMPLETED, Ending.CACHED):
@@ -263,7 +275,8 @@ class Executor:
                 return recorded or Outcome(stage.name, Ending.FAILED, _error(process.lines, code))
             if not waited:
                 waited = True
-                log(f"Waiting for another DVC command: {_error(process.lines, code).splitlines()[0]}")
+                blockers = _error(process.lines, code).partition("If there are no processes")[0]
+                log(f"Waiting for another DVC command: {' '.join(blockers.split())}")
             self.journal.end(stage.name)
             if self._stopped.wait(BUSY_SECONDS):
                 process.why = Ending.CANCELLED
@@ -279,7 +292,7 @@ class Executor:
         if any(line.startswith("Pulling data for") for line in lines):
             return Outcome(stage.name, Ending.CACHED, f"restored from DVC's cache or its remote{because}")
         if any("didn't change, skipping" in line for line in lines):
-            return Outcome(stage.name, Ending.UNCHANGED, "nothing that it reads or writes changed")
+            return Outcome(stage.name, Ending.UNCHANGED, UNCHANGED)
         return Outcome(stage.name, Ending.RECORDED, f"no command of it was to be run; recorded as it is{because}")
 
     def _ended_badly(
@@ -297,7 +310,14 @@ class Executor:
         if TAINTED in said:
             edits = said.rpartition(TAINTED)[2].splitlines()[0]
             return Outcome(stage.name, Ending.TAINTED, f"{TAINTED}{edits}")
-        return Outcome(stage.name, Ending.FAILED, _error(process.lines, code))
+        return Outcome(stage.name, Ending.FAILED, self._missing(stage) or _error(process.lines, code))
+
+    def _missing(self, stage: Stage) -> str | None:
+        """What the stage reads that nothing will make, in the words of a plan."""
+        with suppress(GraphError):
+            lost = told(change for change in self.pipeline.changes(stage.name) if change.is_fatal)
+            return lost and f"{lost}; `dvc checkout` brings back what the cache has, `--pull` what the remote has"
+        return None
 
     def _unsaved(self, stage: Stage, lines: list[str]) -> str:
         return (
@@ -344,7 +364,7 @@ class Executor:
         self, argv: list[str], stage: Stage, log: Callable[[str], None], *, despite_stop: bool = False
     ) -> _Process:
         """Run a DVC command for a stage to its end."""
-        process = _Process()
+        process = _Process(stage.name)
         with self._mutex:
             if self._stopped.is_set() and not despite_stop:
                 process.why = Ending.CANCELLED
@@ -378,8 +398,9 @@ class Executor:
                 if stage.meta.timeout and timer.ident is None and _is_running(process.lines):
                     timer.start()
             self._pass_on(splitter.feed(b""), process, throttle)
+        if process.code.result()[0] == 0:  # it was a command's own DVC that failed
+            self._let_go(process, throttle)
         throttle.close()
-        process.code.exception()  # wait for its end
         timer.cancel()
         with self._mutex:
             del self._processes[number]
@@ -389,8 +410,21 @@ class Executor:
     def _pass_on(lines: Iterator[str], process: _Process, log: Throttle) -> None:
         for line in lines:
             process.lines.append(line)
-            if line and not _is_hint(process.lines):
+            is_end = line.startswith(f"{NOT_REPRODUCED} '{process.stage}'")
+            if is_end:
+                Executor._let_go(process, log)
+            if not line or _is_hint(process.lines):
+                continue
+            if is_end or process.held:
+                process.held.append(line)
+            else:
                 log(line)
+
+    @staticmethod
+    def _let_go(process: _Process, log: Throttle) -> None:
+        for line in process.held:
+            log(line)
+        process.held.clear()
 
     def _environment(self, stage: Stage, mark: str) -> dict[str, str]:
         # Stage commands say `python`: this interpreter's folder comes first, activated or not.
@@ -462,20 +496,19 @@ def _error(lines: list[str], code: int) -> str:
     if code < 0:
         return f"DVC was ended by {signal.Signals(-code).name}"
     said = [line for line in lines if line.strip()]
-    dvc_from = next((i for i, line in enumerate(said) if line.startswith("ERROR: failed to reproduce")), len(said))
+    dvc_from = max((i for i, line in enumerate(said) if line.startswith(NOT_REPRODUCED)), default=len(said))
     own = [line for line in said[:dvc_from] if not line.startswith(("Running stage", "> "))]
-    for index in range(len(own) - 1, -1, -1):
-        if own[index].startswith(("Error: ", "ERROR: ")):
-            return "\n".join(own[index:]).split(": ", 1)[1]
     exited = next(
         (f"exited with {line.rsplit('exited with ', 1)[1]}" for line in said[dvc_from:] if "exited with " in line),
         None,
     )
+    if exited or dvc_from == len(said):
+        for index in range(len(own) - 1, -1, -1):
+            if own[index].startswith(("Error: ", "ERROR: ")):
+                return "\n".join(own[index:]).split(": ", 1)[1]
     if exited:
         return f"its command {exited}" + (f", last saying: {own[-1].strip()}" if own else "")
     told_by_dvc = "\n".join(said[dvc_from:]).removeprefix("ERROR: ")
-    if "missing data 'source'" in told_by_dvc:
-        told_by_dvc += "; `dvc checkout` brings it back from the cache, `--pull` from the remote, if they have it"
     return _PREFIX.sub("", told_by_dvc) or f"DVC exited with {code} and said nothing"
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dvc.repo import Repo
 
 NEVER_RUN = "never run"
+UNCHANGED = "nothing that it reads or writes changed"
 SHOWN = 40  # characters of a param's value
 
 
@@ -262,7 +263,10 @@ class Pipeline:
             return Restorable(found, is_recorded)
 
     def mend_locks(self) -> bool:
-        """Remove DVC's list of files in use if a command was killed while writing it; tells whether it was broken."""
+        """Remove DVC's list of files in use if a command was killed while writing it; tells whether it was broken.
+
+        Entries of commands that are gone stay: those in another container look like it too.
+        """
         from dvc.lock import LockError
         from dvc.rwlock import RWLOCK_FILE, SCHEMA
         from voluptuous import Invalid
@@ -472,10 +476,10 @@ _OF_OUTS = {
 
 
 def _at(values: Any, dotted: str) -> Any:
-    import dpath
+    from flows.texts import at
 
     with suppress(KeyError):
-        return dpath.get(values, dotted, separator=".")
+        return at(values, dotted)
     return values.get(dotted, _NOTHING) if isinstance(values, Mapping) else _NOTHING
 
 
@@ -573,10 +577,17 @@ def _check_lock(root: Path, path: Path) -> None:
 def _opened(root: Path) -> Repo:
     from dvc.repo import Repo
 
+    from flows.texts import quicken
+
+    quicken()
     try:
         with _told_by_dvc():
             repo = Repo(str(root))
             _ = repo.index.graph
+            for file in {
+                node.path: node.dvcfile for node in repo.index.stages if node.path.endswith("dvc.yaml")
+            }.values():
+                dict(file.lockfile_contents.get("stages", {}))  # each entry is checked as it is taken
     except GraphError:
         for path in sorted(root.rglob("dvc.lock")):  # of which DVC says less
             _check_lock(root, path)

@@ -14,13 +14,20 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+import psutil
+
+from flows.files import remove
 from flows.graph import Stage
+
+YOUNG_SECONDS = 60.0  # that a run may take to write what it is
+SAME_SECONDS = 5.0  # between what two looks at a process tell of its start, where the clock was set meanwhile
 
 
 @dataclass(frozen=True)
@@ -32,12 +39,30 @@ class Run:
         pid: its process.
         api: where its Prefect server listens; empty for a temporary one.
         flow_run: its id on that server.
+        started: when its process did, in seconds since 1970.
+        world: the machine's start and the container in which the process has its number.
     """
 
     id: str
     pid: int
     api: str
     flow_run: str
+    started: float
+    world: str
+
+    @classmethod
+    def of_this_process(cls, name: str, api: str, flow_run: str) -> Run:
+        """The run that this process is about to do."""
+        return cls(name, os.getpid(), api, flow_run, psutil.Process().create_time(), _world())
+
+    def lives(self) -> bool:
+        """Whether its very process is there to be seen: the one of a run in a repository that this one is a copy of."""
+        if self.world != _world():
+            return False
+        try:
+            return abs(psutil.Process(self.pid).create_time() - self.started) < SAME_SECONDS
+        except psutil.NoSuchProcess:
+            return False
 
 
 class Journal:
@@ -52,36 +77,56 @@ class Journal:
         """Enter a run; it counts as alive until what this returns is closed or the process dies."""
         path = self._run(run.id)
         held = ExitStack()
-        file = held.enter_context(path.open("w"))
+        part = path.with_suffix(".part")  # not to be seen before it is locked and whole
+        file = held.enter_context(part.open("w"))
         fcntl.flock(file, fcntl.LOCK_EX)
         json.dump(asdict(run), file)
         file.flush()
+        part.replace(path)
         held.callback(path.unlink, missing_ok=True)
         return held
 
     def dead(self) -> list[Run]:
         """Runs that ended without a word."""
-        found = []
+        return [run for _, run in self._left() if run is not None and not run.lives()]
+
+    def drop_scraps(self) -> None:
+        """Remove what tells of no run here, such as what was left by one that died before it had written what it is."""
+        for path, run in self._left():
+            if run is None or run.lives():  # that is in another repository, of which this one is a copy
+                path.unlink(missing_ok=True)
+        for path in (self.folder / "runs").glob("*.part"):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > YOUNG_SECONDS:
+                    path.unlink()
+
+    def _left(self) -> Iterator[tuple[Path, Run | None]]:
+        """Files of runs that nobody holds, and the run that each tells of."""
         for path in sorted((self.folder / "runs").glob("*.json")):
             with suppress(OSError), path.open() as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # else it lives
-                try:
-                    found.append(Run(**json.load(file)))
-                except (ValueError, TypeError):  # it died before it had written what it is
-                    path.unlink()
-        return found
+                run = None
+                with suppress(ValueError, TypeError):
+                    run = Run(**json.load(file))
+                yield path, run
 
     def bury(self, run: Run) -> None:
         """Take a dead run off the books."""
         self._run(run.id).unlink(missing_ok=True)
 
-    def claim(self, stage: Stage) -> ExitStack | None:
+    def claim(self, stage: Stage, *, shared: bool = False) -> ExitStack | None:
         """Take the stage, and have all that it reads from stay as it is, until what this returns is closed.
 
-        None if another run is in the way.
+        Args:
+            stage: what to take.
+            shared: have the stage itself only stay as it is, too, as others that read its outputs do.
+
+        Returns:
+            None if another run is in the way.
         """
+        own = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         with ExitStack() as held:
-            for name, how in ((stage.name, fcntl.LOCK_EX), *((up, fcntl.LOCK_SH) for up in stage.upstream)):
+            for name, how in ((stage.name, own), *((up, fcntl.LOCK_SH) for up in stage.upstream)):
                 file = held.enter_context(self._path("stages", name, ".lock").open("a"))
                 try:
                     fcntl.flock(file, how | fcntl.LOCK_NB)
@@ -146,12 +191,10 @@ class Journal:
         return self.folder / kind / f"{quote(stage, safe='@ ')}{suffix}"
 
 
-def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _world() -> str:
+    """What else has other processes under the same numbers: this machine since its start, and this container."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
 
 
 def _link(source: Path, target: Path) -> None:

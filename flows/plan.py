@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from flows.graph import Pipeline, Stage, told
+from flows.graph import UNCHANGED, Pipeline, Stage, told
 from flows.journal import Journal
-
-UNCHANGED = "nothing that it reads or writes changed"
 
 
 class Will(StrEnum):

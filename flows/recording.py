@@ -1,6 +1,6 @@
-"""How DVC records a stage that it has run, made exact and safe against a crash.
+"""How DVC reads and records a stage that it runs, made exact, safe against a crash, and quick.
 
-DVC 3 has four faults here, and no option against them:
+DVC 3 has these faults here, and no option against them:
 
 - It hashes what a stage reads after the command. What was edited meanwhile is recorded, in dvc.lock and in the
   run-cache, as if it had made the outputs. Here a stage is recorded only if all that it reads is what it was before.
@@ -9,6 +9,8 @@ DVC 3 has four faults here, and no option against them:
 - It writes dvc.lock in place. A kill at that moment, or a full disk, leaves a part of it. Here it is replaced at once.
 - It parses and writes the whole of dvc.lock in round-trip mode for each stage, most of a second with 200 stages.
   Here the stage's own entry is put into the text.
+- It parses params.yaml and dvc.lock again and again. Here each text is parsed once, and of dvc.lock the entries that
+  are asked for (`flows.texts`).
 
 The same bytes come out. And here a stage leaves a note, in the file that LABDAG_NOTE names, of what it read, and once
 its command has ended well, of what that made: for whoever finds it finished but not recorded.
@@ -22,8 +24,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import re
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,22 +33,23 @@ from dvc.exceptions import DvcException
 from dvc.output import Output
 from dvc.stage import Stage, serialize
 from dvc.stage.cache import StageCache
-from dvc.utils.serialize import dumps_yaml, parse_yaml_for_update
 from dvc_data.hashfile.hash import file_md5
 from dvc_data.hashfile.tree import Tree
 from dvc_objects.errors import ObjectFormatError
 
+from flows.files import replace
 from flows.supervisor import NOTE, TAINTED
+from flows.texts import READING, quicken, with_entry
 
 POLL_SECONDS = 0.02  # between two tries for DVC's lock, which are half a second apart in DVC itself
 
-_HEAD = "schema: '2.0'\nstages:\n"
 # What is replaced below, as it must look to be replaced.
 _KNOWN: dict[Callable[..., Any], str] = {
     stage.run_stage: "(stage, dry=False, force=False, run_env=None, **kwargs)",
     Stage.save_outs: "(self, allow_missing: bool = False)",
     StageCache._create_stage: "(self, cache, wdir=None)",
     dvcfile.Lockfile.dump_stages: "(self, stages, **kwargs)",
+    **READING,
 }
 
 
@@ -69,7 +70,7 @@ def install() -> None:
         note = {"definition": _definition(node), "read": _read(node)}
         _write_note(note)
         run_stage(node, *args, **kwargs)
-        _write_note(note | {"made": made(out.fs_path for out in node.outs)})
+        _write_note(note | {"made": made((out.fs_path for out in node.outs), node.repo.root_dir)})
 
     def save_untainted_outs(self: Stage, *args: Any, **kwargs: Any) -> None:
         # DVC has just hashed the dependencies anew, and what it has found now is what it would record.
@@ -92,6 +93,7 @@ def install() -> None:
     stage.run_stage, Stage.save_outs = run_between_notes, save_untainted_outs
     StageCache._create_stage = create_sound_stage
     dvcfile.Lockfile.dump_stages = _dump_stages
+    quicken()
     # DVC's lock waits for ever where --wait-for-lock is given; this is only how often it looks.
     lock.DEFAULT_TIMEOUT = POLL_SECONDS * 6
     rwlock.make_lock = _patient_lock
@@ -160,13 +162,22 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def made(paths: Iterable[str]) -> dict[str, list[int]]:
-    """Size and time of change of every file under some outputs, by path: a cheap sign that nobody touched them."""
+def made(paths: Iterable[str], root: str) -> dict[str, list[int]]:
+    """Size and time of change of every file under some outputs, by path from the root: a sign that nobody touched them.
+
+    Args:
+        paths: of files and folders.
+        root: of the repository, which may be copied or moved before the sign is looked at.
+    """
     files = [Path(path) for path in paths]
     files += [
         Path(folder) / name for path in files if path.is_dir() for folder, _, names in os.walk(path) for name in names
     ]
-    return {str(file): [(stat := file.stat()).st_size, stat.st_mtime_ns] for file in files if file.is_file()}
+    return {
+        os.path.relpath(file, root): [(stat := file.stat()).st_size, stat.st_mtime_ns]
+        for file in files
+        if file.is_file()
+    }
 
 
 def _write_note(note: Mapping[str, Any]) -> None:
@@ -187,10 +198,15 @@ def _edits(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     for path, old in before.items():
         new = after.get(path)
         if isinstance(old, dict) and isinstance(new, dict):
-            edits += [f"{key} of {path}" for key in old.keys() | new.keys() if old.get(key) != new.get(key)]
+            edits += [f"{key} of {path}" for key in old.keys() | new.keys() if _differ(old.get(key), new.get(key))]
         elif old != new:
             edits.append(path)
     return sorted(edits)
+
+
+def _differ(old: Any, new: Any) -> bool:
+    """Whether two values of a param are written differently: .nan does not even equal itself."""
+    return json.dumps(old, sort_keys=True) != json.dumps(new, sort_keys=True)
 
 
 def _dump_stages(self: dvcfile.Lockfile, stages: list[Stage], **kwargs: Any) -> None:
@@ -209,69 +225,3 @@ def _dump_stages(self: dvcfile.Lockfile, stages: list[Stage], **kwargs: Any) -> 
         dvcfile.logger.info("Updating lock file '%s'", self.relpath)
     replace(path, changed, Path(self.repo.tmp_dir))
     self.repo.scm_context.track_file(self.relpath)
-
-
-def with_entry(text: str, name: str, entry: Mapping[str, Any], path: str) -> str:
-    """The text of a lock file with the entry of one stage in place of the one that it has, or after all others.
-
-    Args:
-        text: of the lock file; may be empty.
-        name: of the stage.
-        entry: what is to be recorded.
-        path: of the lock file, for messages.
-
-    Raises:
-        dvc.utils.serialize.YAMLFileCorruptedError: the text is no YAML.
-    """
-    if text and not _is_plain(text):  # edited by hand, or with datasets: DVC's own, slow way
-        data = parse_yaml_for_update(text, path)
-        data.setdefault("stages", {})[name] = entry
-        return str(dumps_yaml(data))
-    head = re.escape(_first_line(name))
-    block = re.search(rf"^{head}\n(?:(?:   .*|)\n)*", text, re.MULTILINE)
-    new = str(dumps_yaml({"stages": {name: entry}})).removeprefix("stages:\n")
-    if block is None:
-        return (text or _HEAD) + new
-    return text[: block.start()] + new + text[block.end() :]
-
-
-def _is_plain(text: str) -> bool:
-    """Whether DVC wrote all of the text, in one block of stages, and no entry refers to another."""
-    stages = text.removeprefix(_HEAD)
-    return (
-        stages != text
-        and text.endswith("\n")
-        and re.search(r"^(?! {2}|$)", stages[:-1], re.MULTILINE) is None
-        and re.search(r"[&*]id\d{3}", stages) is None
-    )
-
-
-def _first_line(name: str) -> str:
-    return str(dumps_yaml({"stages": {name: {"cmd": "x"}}})).splitlines()[1]
-
-
-def replace(path: Path, text: str, folder: Path) -> None:
-    """Put `text` in the place of a file's, at once and for good, by way of a temporary file in `folder`.
-
-    Raises:
-        OSError: it can't be written; the file is as it was.
-    """
-    is_near = folder.stat().st_dev == path.parent.stat().st_dev  # else it can't be renamed from there
-    handle, temporary = tempfile.mkstemp(dir=folder if is_near else path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        mode = path.stat().st_mode if path.exists() else 0o666 & ~_umask()
-        Path(temporary).chmod(mode & 0o777)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink()
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -7,7 +7,7 @@ import os
 import queue
 import subprocess
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -76,14 +76,12 @@ class RunCancelledError(Exception):
         self.reproduction = reproduction
 
 
-def _without_empty_traceback(record: logging.LogRecord) -> bool:
-    """Drop the "NoneType: None" that Prefect logs after a task that returned a Failed state."""
-    if record.exc_info == (None, None, None):
-        record.exc_info = None
-    return True
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether Prefect does not tell it again at once: that a task which returned a Failed state has failed."""
+    return record.levelno < logging.ERROR or not record.getMessage().startswith("Task run failed with state: ")
 
 
-logging.getLogger("prefect.task_runs").addFilter(_without_empty_traceback)
+logging.getLogger("prefect.task_runs").addFilter(_is_news)
 
 
 def _run_name() -> str:
@@ -125,7 +123,7 @@ def reproduce(
     logger = get_run_logger()
     folder = Path(root) if root else graph.find_root(Path.cwd())
     journal = Journal(folder)
-    run = Run(uuid4().hex, os.getpid(), str(get_current_settings().api.url or ""), str(flow_run.id))
+    run = Run.of_this_process(uuid4().hex, str(get_current_settings().api.url or ""), str(flow_run.id))
     with ExitStack() as held:
         pipeline = held.enter_context(graph.take(folder))
         stages = select(pipeline.stages, targets or [], downstream=downstream)
@@ -158,7 +156,12 @@ def reproduce(
 
 @task(cache_policy=NO_CACHE)
 def run_stage(
-    stage: graph.Stage, executor: Executor, force: bool, blocked: Outcome | None, record: Callable[[Outcome], None]
+    stage: graph.Stage,
+    executor: Executor,
+    force: bool,
+    blocked: Outcome | None,
+    remark: str,
+    record: Callable[[Outcome], None],
 ) -> State[Any]:
     """Run one stage and tell what happened to it as the task's state.
 
@@ -166,14 +169,15 @@ def run_stage(
         stage: what to run.
         executor: runs it.
         force: whether to run its command even if nothing changed.
-        blocked: what becomes of it without a run, if it can't be run.
+        blocked: what becomes of it without a run, if it can't or need not be run.
+        remark: what to tell if it is not fresh; may be empty.
         record: takes the outcome.
     """
     if blocked is not None:
         outcome = blocked
     else:
         try:
-            outcome = executor.run(stage, force=force, log=get_run_logger().info)
+            outcome = executor.run(stage, force=force, remark=remark, log=get_run_logger().info)
         except graph.GraphError as error:
             outcome = Outcome(stage.name, Ending.FAILED, str(error))
     record(outcome)
@@ -201,10 +205,12 @@ class _Traversal:
     schedule: Schedule
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     cancelled: bool = False
+    _told_by_tasks: dict[str, Outcome] = field(default_factory=dict)  # in their threads, until they are taken back
     _futures: dict[str, PrefectFuture[Any]] = field(default_factory=dict)
     _claims: dict[str, ExitStack] = field(default_factory=dict)
     _ended: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
     _told: set[tuple[str, str]] = field(default_factory=set)
+    _stale: set[str] = field(default_factory=set)  # those seen so while another run was in the way
 
     def cancel(self) -> None:
         """End what runs and start nothing more; may be called from any thread."""
@@ -233,12 +239,12 @@ class _Traversal:
             for stage in self.schedule.startable():
                 blocked = self._blocked(stage, keep_going)
                 claim = None if blocked else self.journal.claim(stage)
+                if claim is None and blocked is None and (claim := self._claim_fresh(stage, force)):
+                    blocked = Outcome(stage.name, Ending.UNCHANGED, graph.UNCHANGED)
                 if claim is None and blocked is None:
                     contended = True
                     self._tell_once(stage.name, "Waiting for another run, which has this stage or reads its outputs.")
                     continue
-                if short := self.schedule.shortage(stage):
-                    self._tell_once(stage.name, f"It wants {short}; it gets what there is.")
                 self._submit(stage, force, blocked, claim)
             if not self.schedule.running and not contended:
                 continue
@@ -248,18 +254,33 @@ class _Traversal:
                 continue
             self._take_back(name)
 
+    def _claim_fresh(self, stage: graph.Stage, force: bool) -> ExitStack | None:
+        """See to it that a stage stays as it is, if that is all that it needs: another run may read its outputs."""
+        claim = None if force or stage.name in self._stale else self.journal.claim(stage, shared=True)
+        if claim is None:
+            return None
+        with claim as held, suppress(Exception):  # its own task will tell what is wrong when its turn comes
+            if not self.journal.note(stage.name).exists() and not self.executor.pipeline.changes(stage.name):
+                return held.pop_all()
+        self._stale.add(stage.name)
+        return None
+
     def _submit(self, stage: graph.Stage, force: bool, blocked: Outcome | None, claim: ExitStack | None) -> None:
         named = run_stage.with_options(name=stage.name, task_run_name=stage.name)
         upstream = [allow_failure(self._futures[name]) for name in stage.upstream if name in self._futures]
         if claim is not None:
             self._claims[stage.name] = claim
         self.schedule.start(stage)
-        future = named.submit(stage, self.executor, force, blocked, self._record, return_state=False, wait_for=upstream)
+        short = self.schedule.shortage(stage)
+        remark = f"It wants {short}; it gets what there is." if short else ""
+        future = named.submit(
+            stage, self.executor, force, blocked, remark, self._record, return_state=False, wait_for=upstream
+        )
         self._futures[stage.name] = future
         future.add_done_callback(partial(self._put, stage.name))
 
     def _record(self, outcome: Outcome) -> None:
-        self.outcomes[outcome.stage] = outcome
+        self._told_by_tasks[outcome.stage] = outcome
 
     def _put(self, name: str, _future: PrefectFuture[Any]) -> None:
         self._ended.put(name)
@@ -267,8 +288,10 @@ class _Traversal:
     def _take_back(self, name: str) -> None:
         if name in self._claims:
             self._claims.pop(name).close()
-        if name not in self.outcomes:  # Prefect could not run the task at all
-            self._record(Outcome(name, Ending.FAILED, f"Prefect: {self._futures[name].state.message}"))
+        outcome = self._told_by_tasks.pop(name, None)
+        if outcome is None:  # Prefect could not run the task at all
+            outcome = Outcome(name, Ending.FAILED, f"Prefect: {self._futures[name].state.message}")
+        self.outcomes[name] = outcome
         self.schedule.end(name)
 
     def _blocked(self, stage: graph.Stage, keep_going: bool) -> Outcome | None:
@@ -297,6 +320,7 @@ def _tidy_up(
     """Find what runs that died have left, put it right, and tell of it."""
     if pipeline.mend_locks():
         tell("A DVC command was killed while it wrote its list of files in use; the list is mended.")
+    journal.drop_scraps()
     for dead in journal.dead():
         tell(f"Run {dead.id[:8]} (process {dead.pid}) died without a word.")
         if left := sweep(dead.id):

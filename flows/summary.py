@@ -71,7 +71,9 @@ def rows(root: Path, stages: dict[str, Stage], outcomes: Mapping[str, Outcome]) 
 def counts(outcomes: Iterable[Outcome]) -> str:
     """How many stages ended how, in a line."""
     endings = [outcome.ending for outcome in outcomes]
-    told = [f"{endings.count(Ending.COMPLETED)} run", f"{sum(e in REUSED for e in endings)} reused"]
+    restored = endings.count(Ending.CACHED)
+    reused = f"{sum(e in REUSED for e in endings)} reused" + (f" ({restored} restored)" if restored else "")
+    told = [f"{endings.count(Ending.COMPLETED)} run", reused]
     told += [f"{endings.count(ending)} {ending.lower()}" for ending in BAD if ending in endings]
     return f"{counted(len(endings))}: {', '.join(told)}"
 

@@ -167,6 +167,7 @@ class Supervisor:
         return True
 
     def _start(self, order: dict[str, Any], output: int) -> None:
+        importlib.import_module("flows.texts").read_ahead(order["cwd"])
         supervisor = os.getpid()
         pid = os.fork()
         if pid == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import threading
 import time
@@ -16,9 +17,11 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
+from flows import recording
 from flows.execute import Ending, Executor, Outcome
+from flows.files import remove
 from flows.graph import Pipeline
-from flows.journal import Journal, remove
+from flows.journal import Journal
 from tests.conftest import is_gone, run, wait_for
 
 # One stage with an output of each kind, which goes wrong as `mood` says; it leaves what it has begun.
@@ -286,6 +289,17 @@ def test_what_was_finished_but_not_recorded_is_recorded_and_not_run_again(made: 
     assert made.count() == 2
     assert made.outs()["out.txt"] == "2 data"
     assert run("dvc", "status", cwd=made.folder).stdout.strip() == "Data and pipelines are up to date."
+
+
+def test_what_was_finished_but_not_recorded_is_looked_for_in_a_copy_of_the_repository_itself(made: Bench) -> None:
+    outs = [str(made.folder / name) for name in ("out.txt", "folder", "score.json", "plain.txt")]
+    note = {"definition": {}, "read": {}, "made": recording.made(outs, str(made.folder))}
+    Journal(made.folder).note("make").write_text(json.dumps(note))
+    copy = Bench(Path(shutil.copytree(made.folder, made.folder.parent / "copy")))
+    remove(copy.folder / "out.txt")
+    (copy.folder / "out.txt").write_text("MINE")
+    assert copy.run().ending is Ending.CACHED
+    assert copy.outs() == made.outs()
 
 
 @pytest.mark.parametrize("out", ["out.txt", "folder"])

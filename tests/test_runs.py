@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from uuid import uuid4
 
 import pytest
-from dvc.utils.serialize import dumps_yaml, parse_yaml_for_update
-from ruamel.yaml import YAML
 
 from flows.graph import GraphError, Pipeline
-from flows.journal import Journal
-from flows.recording import with_entry
+from flows.journal import Journal, Run
 from tests.conftest import edit_params, is_gone, run, wait_for
 from tests.test_flow import FIT, PARAMS, TOY, Server
 
@@ -387,25 +387,6 @@ def test_a_spoilt_dvc_lock_of_a_folder_below_gets_the_same_sentence(toy: Callabl
     assert done.stderr.startswith("Error: sub/dvc.lock is not as DVC has written it")
 
 
-def test_an_entry_is_put_into_dvc_lock_as_dvc_itself_would() -> None:
-    names = ["plain", "with space", "1", "a@x: y", "true", "ünïcode", "q'uote"]
-    entry: dict[str, Any] = {
-        "cmd": "echo a very long command line " * 8,
-        "params": {"params.yaml": {"a.b": [1, {"c": None}], "text": "two\nlines\n", "empty": {}}},
-        "outs": [{"path": "x", "hash": "md5", "md5": "0" * 32, "size": 1}],
-    }
-    text = ""
-    for number, name in enumerate([*names, "plain", "1"]):
-        text = with_entry(text, name, entry | {"cmd": f"{entry['cmd']} {number}"}, "dvc.lock")
-        assert dumps_yaml(parse_yaml_for_update(text, "dvc.lock")) == text
-    assert list(YAML(typ="safe").load(text)["stages"]) == names
-
-
-def test_a_lock_file_with_comments_keeps_them() -> None:
-    text = "schema: '2.0'\n# mine\nstages:\n  a:\n    cmd: ls  # so\n  b:\n    cmd: {}\n"
-    assert with_entry(text.format("ls"), "b", {"cmd": "cat"}, "dvc.lock") == text.format("cat")
-
-
 def test_doctor_says_what_is_amiss(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run("labdag", "doctor", cwd=pipeline)
     assert re.search(r"^ Prefect server +ok +3\.", done.stdout, re.MULTILINE)
@@ -419,3 +400,194 @@ def test_doctor_says_what_is_amiss(pipeline: Path, monkeypatch: pytest.MonkeyPat
     assert done.returncode == 1
     for what in ("Prefect server", "locks", "pipeline", "remote"):
         assert re.search(rf"^ {what} +bad ", done.stdout, re.MULTILINE), done.stdout
+
+
+def test_a_second_run_does_not_wait_with_what_is_fresh_though_another_reads_it(slow: Path) -> None:
+    (slow / "dvc.yaml").write_text(
+        "stages:\n"
+        "  data: {cmd: cp in a, deps: [in], outs: [a]}\n"
+        '  slow: {cmd: "echo slow >> ../ran; while ! test -e ../go; do sleep 1; done; cp a b", deps: [a], outs: [b]}\n'
+        '  quick: {cmd: "echo quick >> ../ran; cp a c", deps: [a], outs: [c]}\n'
+    )
+    run("dvc", "repro", "--quiet", "data", cwd=slow)
+    one = start(slow, "slow")
+    wait_for(lambda: ran(slow) == ["slow"])
+    run("labdag", "run", "quick", cwd=slow)
+    assert ran(slow) == ["quick", "slow"]
+    assert one.poll() is None
+    (slow / "in").write_text("2")  # now the stage is stale: it must wait, and run once the other has read its output
+    two = start(slow, "quick")
+    assert two.stderr is not None
+    wait_for(lambda: "Waiting for another run" in two.stderr.readline())  # type: ignore[union-attr]
+    (slow.parent / "go").touch()
+    assert (one.wait(60), two.wait(60)) == (0, 0)
+    one.communicate()
+    two.communicate()
+    assert {name: (slow / name).read_text() for name in "abc"} == {"a": "2", "b": "1", "c": "2"}
+
+
+def test_a_copy_of_the_repository_knows_nothing_of_the_runs_in_the_original(slow: Path, server: Server) -> None:
+    process = start(slow, "first")
+    wait_for(lambda: ran(slow) == ["first"])
+    original = server.flow_run()["id"]
+    copy = Path(shutil.copytree(slow, slow.parent / "copy"))
+    said = run("labdag", "run", "other", cwd=copy).stderr
+    assert "died" not in said
+    assert list((copy / ".dvc/tmp/labdag/runs").iterdir()) == []
+    assert process.poll() is None
+    (slow.parent / "go").touch()
+    assert process.wait(30) == 0
+    process.communicate()
+    names = [each["name"] for each in server.get(f"flow_run_states/?flow_run_id={original}")]
+    assert "Crashed" not in names
+    assert names[-1] == "Completed"
+
+
+def test_commands_that_are_gone_are_left_on_dvcs_list_of_files_in_use(pipeline: Path) -> None:
+    """They may live in another container, and DVC itself takes off what is in its way."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    dead, alive = {"pid": gone.pid, "cmd": "dvc killed"}, {"pid": os.getpid(), "cmd": "dvc alive"}
+    path = pipeline / ".dvc/tmp/rwlock"
+    path.parent.mkdir(exist_ok=True)
+    users = {"write": {"/x": dead}, "read": {"/y": [dead, alive], "/z": [dead]}}
+    path.write_text(json.dumps(users))
+    assert re.search(r"^ locks +note ", run("labdag", "doctor", cwd=pipeline).stdout, re.MULTILINE)
+    run("labdag", "run", "get@m", cwd=pipeline)
+    assert json.loads(path.read_text()) == users
+    path.write_text(json.dumps({"read": {"/z": [dead]}}))
+    assert re.search(r"^ locks +ok +none", run("labdag", "doctor", cwd=pipeline).stdout, re.MULTILINE)
+
+
+def test_who_is_waited_for_is_told(slow: Path) -> None:
+    theirs = subprocess.Popen(["dvc", "repro", "--quiet", "first"], cwd=slow)
+    wait_for(lambda: ran(slow) == ["first"])
+    ours = start(slow, "first")
+    said = ""
+    assert ours.stderr is not None
+    while "Waiting for another DVC command" not in said:
+        said = ours.stderr.readline()
+    assert f"is busy, it is being blocked by: (PID {theirs.pid}): " in said
+    assert "dvc repro --quiet first" in said
+    (slow.parent / "go").touch()
+    assert (theirs.wait(60), ours.wait(60)) == (0, 0)
+    ours.communicate()
+
+
+def test_a_run_that_lives_elsewhere_is_not_dead_in_a_snapshot_that_has_its_file_and_not_its_lock(
+    pipeline: Path,
+) -> None:
+    journal = Journal(pipeline)
+    mine = Run.of_this_process("a" * 32, "", str(uuid4()))
+    path, part = (journal.folder / "runs" / name for name in ("x.json", "y.part"))
+    for run_, is_dead in (
+        (mine, False),
+        (replace(mine, started=mine.started - 60), True),
+        (replace(mine, world="another machine"), True),
+    ):
+        path.write_text(json.dumps(asdict(run_)))
+        assert [dead.id for dead in journal.dead()] == [run_.id] * is_dead
+        journal.drop_scraps()
+        assert path.exists() == is_dead
+    for content in ("", "{}", "3"):
+        path.write_text(content)
+        assert journal.dead() == []
+        journal.drop_scraps()
+        assert not path.exists()
+    part.touch()
+    journal.drop_scraps()
+    assert part.exists()
+    os.utime(part, (0, 0))
+    journal.drop_scraps()
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("thaw", [False, True])
+def test_what_is_imported_from_another_repository_is_fetched_again(thaw: bool, toy: Callable[..., Path]) -> None:
+    folder = toy("stages: {use: {cmd: cp got used, deps: [got], outs: [used]}}")
+    source = folder.parent / "source"
+    source.mkdir()
+    (source / "dvc.yaml").write_text("stages: {make: {cmd: echo 1 > out, outs: [out]}}")
+    for command in (["git", "init", "--quiet"], ["dvc", "init", "--quiet"], ["dvc", "repro", "--quiet"]):
+        run(*command, cwd=source)
+    run("git", "add", "--all", cwd=source)
+    run("git", "commit", "--quiet", "--message", "Made", cwd=source)
+    run("dvc", "import", "--quiet", str(source), "out", "--out", "got", cwd=folder)
+    if thaw:
+        run("dvc", "unfreeze", "got.dvc", cwd=folder)
+    run("labdag", "run", cwd=folder)
+    (folder / "got").unlink()
+    shutil.rmtree(folder / ".dvc" / "cache")
+    run("labdag", "run", "--pull", cwd=folder)
+    assert (folder / "got").read_text() == (folder / "used").read_text() == "1\n"
+
+
+def test_what_a_stage_says_of_a_dvc_of_its_own_stays_in_its_log(toy: Callable[..., Path]) -> None:
+    own = "Task run failed with state: mine"
+    folder = toy(f"stages: {{outer: {{cmd: '(cd sub && dvc repro); echo \"{own}\"; exit $(cat code)'}}}}")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "dvc.yaml").write_text("stages: {inner: {cmd: exit 3}}")
+    for code in (0, 4):
+        (folder / "code").write_text(f"{code}")
+        said = run("labdag", "run", "outer", cwd=folder, check=code == 0).stderr
+        assert "ERROR: failed to reproduce 'inner'" in said
+        assert own in said
+    assert "outer failed: failed to reproduce 'inner'" in said
+
+
+def test_what_is_missing_is_told_alike_by_plan_and_run(toy: Callable[..., Path]) -> None:
+    folder = toy("stages: {a: {cmd: cp in a, deps: [in], outs: [a]}}", **{"in": "1"})
+    for _ in range(2):  # before it has ever run, and afterwards
+        (folder / "in").unlink(missing_ok=True)
+        assert planned(folder)["a"][0] == "will fail"
+        said = run("labdag", "run", cwd=folder, check=False).stderr
+        assert re.search(r"Error: a failed: (.*/)?in is missing; `dvc checkout` brings back", said), said
+        (folder / "in").write_text("1")
+        run("labdag", "run", cwd=folder)
+
+
+def test_a_failure_is_told_by_its_task_and_at_the_end_and_no_more(toy: Callable[..., Path]) -> None:
+    folder = toy("stages: {bad: {cmd: exit 3}}")
+    said = run("labdag", "run", cwd=folder, check=False).stderr
+    assert "failed to reproduce" not in said
+    assert said.count("its command exited with 3") == 2
+
+
+def test_what_dvc_finds_amiss_is_the_reason_though_the_command_spoke_of_errors_before(toy: Callable[..., Path]) -> None:
+    folder = toy("stages: {a: {cmd: 'echo \"Error: retry 1 failed, trying again\"', outs: [out]}}")
+    said = run("labdag", "run", cwd=folder, check=False).stderr
+    assert re.search(r"^Error: a failed: .*output 'out' does not exist", said, re.MULTILINE), said
+
+
+def test_a_command_goes_on_being_heard_after_a_dvc_of_its_own_failed_at_a_stage_of_that_name(
+    toy: Callable[..., Path],
+) -> None:
+    folder = toy("stages: {a: {cmd: '(cd sub && dvc repro a) || echo so what; echo 1 > out', outs: [out]}}")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "dvc.yaml").write_text("stages: {a: {cmd: exit 3}}")
+    said = run("labdag", "run", "--keep-going", "a", cwd=folder, check=False).stderr
+    assert "failed to reproduce 'a'" in said
+    assert "so what" in said
+    assert "To track the changes" not in said
+
+
+def test_what_is_missing_and_is_no_data_is_told_as_it_is(toy: Callable[..., Path]) -> None:
+    folder = toy("stages: {a: {cmd: echo 1 > out, outs: [out]}}")
+    said = run("labdag", "run", cwd=folder, check=False, SHELL="/bin/nope").stderr
+    assert "/bin/nope" in said
+    assert "dvc checkout" not in said
+
+
+def test_an_entry_that_is_none_is_told_though_no_stage_asks_for_it(pipeline: Path) -> None:
+    run("dvc", "repro", "--quiet", "get@m", cwd=pipeline)
+    with (pipeline / "dvc.lock").open("a") as lock:
+        lock.write("  zold:\n    outs: 3\n")
+    done = run("labdag", "run", "get@m", cwd=pipeline, check=False)
+    assert done.stderr.startswith("Error: dvc.lock is not as DVC has written it")
+
+
+def test_a_param_that_is_no_number_is_not_taken_for_edited(toy: Callable[..., Path]) -> None:
+    folder = toy(
+        "stages: {a: {cmd: echo 1 > out, params: [x], outs: [out]}}", **{"params.yaml": "x: {y: .nan, z: [.inf]}"}
+    )
+    assert "1 run, 0 reused" in run("labdag", "run", cwd=folder).stdout
