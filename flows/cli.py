@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from flows.doctor import Finding
+    from flows.reproduce import Reproduction, StageFailedError
     from stages.params import Params
 
 INTERRUPTED = 130
-LONG = ("report", "state", "why", "found", "advice")  # columns that may be broken where a terminal is narrow,
-LEAST_WIDTH = 24  # but not into less than this
-SPARED = ("model", "dataset", "best_epoch", "parameters", "seconds", "reused")  # columns left out there, in this order
+# Columns that may be broken where a terminal is narrow, but not into less than so many characters; and those that are
+# left out there, in this order.
+LONG = ("report", "state", "why", "found", "advice", "difference")
+LEAST_WIDTH = 24
+SPARED = ("model", "dataset", "best_epoch", "parameters", "seconds", "reused")
 
 app = typer.Typer(
     name="labdag",
@@ -138,6 +141,24 @@ def run(
     # Told before Prefect starts its server: a typo should not cost ten seconds.
     select(graph.prepare(root).stages, targets)
 
+    done, failure = _reproduce(
+        targets=targets,
+        jobs=jobs,
+        force=force,
+        keep_going=keep_going,
+        downstream=downstream,
+        pull=pull,
+        slots=sizes,
+        root=str(root),
+    )
+    _print(summary.rows(root, done.stages, done.outcomes))
+    print(f"{summary.counts(done.outcomes.values())}")
+    if failure is not None:
+        _fail(str(failure))
+
+
+def _reproduce(**parameters: Any) -> tuple[Reproduction, StageFailedError | None]:
+    """Run the flow: what it did, and why it failed, if it did."""
     from flows import server
     from flows.reproduce import Reproduction, RunCancelledError, StageFailedError, reproduce
 
@@ -151,16 +172,7 @@ def run(
     try:
         server.start_temporary()
         with server.without_own_heartbeats():
-            done = reproduce(
-                targets=targets,
-                jobs=jobs,
-                force=force,
-                keep_going=keep_going,
-                downstream=downstream,
-                pull=pull,
-                slots=sizes,
-                root=str(root),
-            )
+            done = reproduce(**parameters)
     except StageFailedError as error:
         done, failure = error.reproduction, error
     except RunCancelledError:
@@ -174,14 +186,10 @@ def run(
     except KeyboardInterrupt:
         print("Interrupted; the stages that were running left nothing half-written.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-
-    assert isinstance(done, Reproduction)
-    # The table is the last word: not Prefect's farewell to its temporary server.
+    # What the command prints is the last word: not Prefect's farewell to its temporary server.
     logging.getLogger("prefect").setLevel(logging.WARNING)
-    _print(summary.rows(root, done.stages, done.outcomes))
-    print(f"{summary.counts(done.outcomes.values())}")
-    if failure is not None:
-        _fail(str(failure))
+    assert isinstance(done, Reproduction)
+    return done, failure
 
 
 @app.command()
@@ -213,6 +221,53 @@ def plan(
         f"{count} {will}" for will in Will if (count := sum(step.will is will for step in steps)) or will in always
     ]
     print(f"{summary.counted(len(steps))}: {', '.join(counts)}")
+
+
+@app.command()
+def verify(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TARGET]...", help="As for `labdag run`. None means all that was run.", show_default=False
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="Stages at once. [default: one per CPU core]")
+    ] = None,
+) -> None:
+    """Run stages again in an isolated copy, with no cache, and hold each output against dvc.lock.
+
+    Exits with 1 where one has other bytes.
+    """
+    root = _project()
+    params = _check_params(root)
+    from flows import execute
+    from flows.verify import verify as verified
+
+    execute.prepare()
+
+    def run_again(names: list[str], copy: Path) -> None:
+        _, failure = _reproduce(targets=names, jobs=jobs, root=str(copy))
+        if failure is not None:
+            raise MistakeError(f"In the isolated copy, {failure}")
+
+    found = verified(root, _targets(targets, params) if targets else [], run_again)
+    if found.differences:
+        _print(
+            [
+                {
+                    "stage": each.stage,
+                    "output": each.path,
+                    "follows from": each.follows or "-",
+                    "difference": each.what or "-",
+                }
+                for each in found.differences
+            ]
+        )
+    same = found.outs - len(found.differences)
+    print(f"{found.outs} outputs: {same} the same, {len(found.differences)} different")
+    if found.differences:
+        raise typer.Exit(1)
 
 
 @app.command()

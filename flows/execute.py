@@ -316,7 +316,10 @@ class Executor:
         """What the stage reads that nothing will make, in the words of a plan."""
         with suppress(GraphError):
             lost = told(change for change in self.pipeline.changes(stage.name) if change.is_fatal)
-            return lost and f"{lost}; `dvc checkout` brings back what the cache has, `--pull` what the remote has"
+            return lost and (
+                f"{lost}, and no stage makes it. Put it back: if DVC tracks it, `dvc checkout` does from the cache, "
+                "`labdag run --pull` from the remote"
+            )
         return None
 
     def _unsaved(self, stage: Stage, lines: list[str]) -> str:

@@ -81,11 +81,13 @@ class Change:
         text: what is different, as a person would say it.
         source: the stage that makes what is different, where one does.
         is_fatal: whether DVC can't bring the stage up to date like this.
+        of_out: whether it is an output that is different.
     """
 
     text: str
     source: str | None = None
     is_fatal: bool = False
+    of_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ class Pipeline:
                     status = {str(out): str(error)}
                 for path, what in status.items():
                     is_lost = what == "deleted" and not self._is_run(node)
-                    found.append(Change(f"{path} {_OF_OUTS.get(what, what)}", is_fatal=is_lost))
+                    found.append(Change(f"{path} {_OF_OUTS.get(what, what)}", is_fatal=is_lost, of_out=True))
             if node.changed_stage():
                 found.append(Change("its command changed"))
             return found
@@ -287,6 +289,89 @@ class Pipeline:
         with self._mutex, _told_by_dvc():
             outs = [out for out in self._node(name).outs if out.hash_info and out.is_in_repo]
             return {_relative(self._repo, out) for out in outs}
+
+    def hashes(self, name: str) -> dict[str, tuple[str, str]]:
+        """The kind of hash and the hash of each output of the stage that dvc.lock has, by its path from the root."""
+        with self._mutex, _told_by_dvc():
+            outs = [out for out in self._node(name).outs if out.hash_info and out.is_in_repo]
+            return {_relative(self._repo, out): (out.hash_info.name, out.hash_info.value) for out in outs}
+
+    def made(self) -> set[str]:
+        """Paths, from the root, of all that stages with something to run make."""
+        return {out.path for stage in self.stages.values() if stage.is_run for out in stage.outs}
+
+    def sources(self, names: Iterable[str]) -> set[str]:
+        """Paths, from the root, of what some stages read and no stage with something to run makes."""
+        names = list(names)
+        found = {out.path for name in names if not self.stages[name].is_run for out in self.stages[name].outs}
+        for dep in (dep for name in names for dep in self._nodes[name].deps):
+            maker = self._maker(dep.fs_path)
+            if dep.is_in_repo and (maker is None or not self.stages[maker].is_run):
+                found.add(_relative(self._repo, dep))
+        inside = (Path(path) for path in self._definitions() if Path(path).is_relative_to(self.root))
+        return found | {path.relative_to(self.root).as_posix() for path in inside if path.exists()}
+
+    def strays(self, name: str) -> list[str]:
+        """What the stage would write, or read by a relative path, outside of a copy of the repository."""
+        node = self._nodes[name]
+        outs = [str(out) for out in node.outs if not out.is_in_repo]
+        deps = [dep for dep in node.deps if not dep.is_in_repo and not Path(str(dep.def_path)).is_absolute()]
+        return outs + [str(dep) for dep in deps]
+
+    def objects(self, names: Iterable[str]) -> dict[str, Path]:
+        """Where DVC's cache has the outputs of stages with nothing to run, by the names that these have in a cache."""
+        from dvc.exceptions import DvcException
+        from dvc_objects.errors import ObjectFormatError
+
+        found = {}
+        root = Path(self._repo.cache.local_cache_dir)
+        with self._mutex, _told_by_dvc():
+            for out in (out for name in names if not self.stages[name].is_run for out in self._node(name).outs):
+                if not out.use_cache or not out.hash_info:
+                    continue
+                oids = [out.hash_info.value]
+                with suppress(DvcException, ObjectFormatError, FileNotFoundError):
+                    oids += [entry.value for _, _, entry in out.get_obj()] if out.hash_info.isdir else []
+                for path in (Path(out.cache.oid_to_path(oid)) for oid in oids):
+                    if path.exists() and path.is_relative_to(root):
+                        found[path.relative_to(root).as_posix()] = path
+        return found
+
+    def locks_of_the_unrun(self) -> dict[str, str]:
+        """The text of each lock file, by its path from the root, with entries only of stages with nothing to run."""
+        from dvc.utils.serialize import dumps_yaml, parse_yaml
+
+        kept = {(node.path, node.name) for name, node in self._nodes.items() if not self._is_run(node) and node.cmd}
+        found = {}
+        for path in (path for path in self._files if path.endswith("dvc.yaml") and Path(_lock_of(path)).exists()):
+            lock = _lock_of(path)
+            everything = parse_yaml(Path(lock).read_text(encoding="utf-8"), lock)
+            entries = {name: entry for name, entry in everything["stages"].items() if (path, name) in kept}
+            if entries:
+                text = str(dumps_yaml(everything | {"stages": entries}))
+                found[Path(lock).relative_to(self.root).as_posix()] = text
+        return found
+
+    def locks(self) -> set[str]:
+        """Paths, from the root, of the lock files of all stages."""
+        locks = {Path(_lock_of(path)) for path in self._files if path.endswith("dvc.yaml")}
+        return {lock.relative_to(self.root).as_posix() for lock in locks}
+
+    def recorded_metrics(self, names: Iterable[str]) -> dict[str, Any]:
+        """What some stages' metrics files held when they were recorded, by path from the root, as far as is known."""
+        from dvc.exceptions import DvcException
+        from dvc.utils.serialize import PARSERS
+
+        found = {}
+        with self._mutex, _told_by_dvc():
+            for out in (out for name in names for out in self._node(name).outs if out.metric and out.is_in_repo):
+                source = Path(out.fs_path)
+                with suppress(OSError, ValueError, DvcException):
+                    is_there = source.exists() and out.get_hash() == out.hash_info
+                    place = source if is_there else Path(out.cache.oid_to_path(out.hash_info.value))
+                    text = place.read_text(encoding="utf-8")
+                    found[_relative(self._repo, out)] = PARSERS[source.suffix.lower()](text, str(source))
+        return found
 
     def metrics(self, names: Iterable[str], rev: str | None = None) -> dict[str, Any]:
         """What metrics files hold, by path from the root; those that can't be read are left out.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+NEAR = 0.85  # how alike two keys are of which one is taken for the other, misspelt; others' own keys are left alone
 
 
 class MetaError(Exception):
@@ -44,6 +47,10 @@ def parse(raw: Any) -> Meta:
     if not isinstance(raw, dict):
         raise MetaError(_sentence("meta", raw, 'a block, such as `meta: {summary: {accuracy: ".2%"}}`'))
     found = {}
+    for key in raw:
+        near = difflib.get_close_matches(str(key), _SHAPES, n=1, cutoff=NEAR)
+        if key not in _SHAPES and near:
+            raise MetaError(f"meta.{key} is no key that labdag reads; did you mean meta.{near[0]}?")
     for key, (is_right, wanted) in _SHAPES.items():
         if key in raw:
             if not is_right(raw[key]):

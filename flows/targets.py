@@ -12,8 +12,9 @@ from flows.graph import GraphError, Stage
 def select(stages: dict[str, Stage], targets: Sequence[str], *, downstream: bool = False) -> dict[str, Stage]:
     """The stages that `targets` name, and all upstream of them, in the order of `stages`.
 
-    A target is a stage (`train@lenet_mnist`), a stage group (`train`), a foreach key (`lenet_mnist`), a folder's
-    or a file's stages (`sub`, `sub/dvc.yaml`), or a glob over any of these; no target means everything.
+    A target is a stage (`train@lenet_mnist`, `dvc.yaml:train`, `sub/dvc.yaml:train`), a group (`train`), a foreach
+    key (`lenet_mnist`), a folder's or a file's stages (`sub`, `sub/dvc.yaml`), or a glob over any of these; no target
+    means everything.
 
     Args:
         stages: all stages, each after those that it depends on.
@@ -27,7 +28,9 @@ def select(stages: dict[str, Stage], targets: Sequence[str], *, downstream: bool
         raise GraphError("There are no stages here: dvc.yaml defines them, and `dvc stage add` writes it.")
     chosen: set[str] = set()
     for target in targets:
-        named = {stage.name for stage in stages.values() if target in _names(stage)}
+        # As DVC has it, a name alone is the root's stage, though a folder below may have one of that name.
+        named = {stage.name for stage in stages.values() if target.removeprefix("./") in _addresses(stage)}
+        named = named or {stage.name for stage in stages.values() if target in _names(stage)}
         named = named or {stage.name for stage in stages.values() if fnmatch.filter(_names(stage), target)}
         if not named:
             known = sorted({name for stage in stages.values() for name in (stage.key, stage.group, stage.name)})
@@ -66,6 +69,11 @@ def _read_by_others(stages: dict[str, Stage]) -> set[str]:
         for upstream in stage.upstream
         if upstream in stages and stages[upstream].key != stage.key
     }
+
+
+def _addresses(stage: Stage) -> set[str]:
+    """How DVC addresses the stage alone."""
+    return {stage.name} if ":" in stage.name or stage.name.endswith(".dvc") else {stage.name, f"dvc.yaml:{stage.name}"}
 
 
 def _names(stage: Stage) -> set[str]:

@@ -273,6 +273,24 @@ def test_several_dvc_yaml_files_and_data_files_are_one_pipeline(toy: Callable[..
     assert set(server.states().values()) == {"Unchanged"}
 
 
+@pytest.mark.parametrize(
+    ("target", "named"),
+    [
+        ("prep", {"prep"}),
+        ("dvc.yaml:prep", {"prep"}),
+        ("./dvc.yaml:prep", {"prep"}),
+        ("sub/dvc.yaml:prep", {"sub/dvc.yaml:prep"}),
+        ("./sub/dvc.yaml:prep", {"sub/dvc.yaml:prep"}),
+        ("sub", {"sub/dvc.yaml:prep", "sub/dvc.yaml:low"}),
+        ("low", {"sub/dvc.yaml:low"}),
+        ("*prep", {"prep", "sub/dvc.yaml:prep"}),
+    ],
+)
+def test_a_stage_is_named_as_dvc_names_it(target: str, named: set[str]) -> None:
+    stages = {name: Stage(name) for name in ("prep", "sub/dvc.yaml:prep", "sub/dvc.yaml:low", "sub/a.dvc")}
+    assert set(select(stages, [target])) == named
+
+
 def test_ctrl_c_at_a_terminal_ends_a_run_that_has_a_temporary_server(toy: Callable[..., Path]) -> None:
     """A terminal sends Ctrl-C to all that stands in its foreground, Prefect's temporary server included."""
     folder = toy('stages:\n  long: {cmd: "echo $$ > pid; sleep 1000; touch out", outs: [out]}\n')
@@ -500,6 +518,7 @@ FIGURES = """, but should be figures with the format of each, such as `meta.summ
             "{retry_delay: 1.0e+12}",
             "stage a@x: meta.retry_delay is 1000000000000.0, but should be seconds, such as `meta.retry_delay: 10`.",
         ),
+        ("{timeot: 60}", "stage a@x: meta.timeot is no key that labdag reads; did you mean meta.timeout?"),
         ("{retries: 1.5}", "stage a@x: meta.retries is 1.5, but should be a whole number, such as `meta.retries: 2`."),
         (
             "{retry_delay: -1}",

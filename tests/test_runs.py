@@ -541,7 +541,7 @@ def test_what_is_missing_is_told_alike_by_plan_and_run(toy: Callable[..., Path])
         (folder / "in").unlink(missing_ok=True)
         assert planned(folder)["a"][0] == "will fail"
         said = run("labdag", "run", cwd=folder, check=False).stderr
-        assert re.search(r"Error: a failed: (.*/)?in is missing; `dvc checkout` brings back", said), said
+        assert re.search(r"Error: a failed: (.*/)?in is missing, and no stage makes it\. Put it back", said), said
         (folder / "in").write_text("1")
         run("labdag", "run", cwd=folder)
 

@@ -1,0 +1,119 @@
+"""An isolated copy of a repository as it lies there, in which stages run without touching anything of the user's."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from flows.files import remove
+from flows.graph import GraphError, Pipeline
+
+CACHE = ".dvc/cache"  # of the copy
+
+
+@contextmanager
+def isolated(pipeline: Pipeline, names: Iterable[str], purpose: str) -> Iterator[Path]:
+    """Give a copy of the repository in which none of some stages was ever run, and whose cache has nothing of theirs.
+
+    It is a git clone of the same commit, with the files of the working tree as they are (edited ones, and new ones that
+    git does not ignore), and with all that the stages read and no stage makes. It is gone afterwards.
+
+    Args:
+        pipeline: of the repository.
+        names: of the stages.
+        purpose: a word for it, of which there can be one copy at a time.
+
+    Raises:
+        GraphError: there is no git repository, another copy for this purpose is in use, or something can't be copied.
+    """
+    root = pipeline.root
+    place = root / ".dvc" / "tmp" / "labdag" / purpose
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise GraphError(f"Another `labdag {purpose}` is at work in {root}; wait for its end.") from None
+        remove(place)  # what one that was killed has left
+        try:
+            try:
+                copy = _copied(pipeline, list(names), place)
+            except OSError as error:
+                raise GraphError(f"The repository can't be copied: {error}") from None
+            yield copy
+        finally:
+            remove(place)
+
+
+def _copied(pipeline: Pipeline, names: list[str], place: Path) -> Path:
+    root = pipeline.root
+    top = Path(_git(root, "rev-parse", "--show-toplevel").rstrip("\n"))
+    copy = place / root.relative_to(top)
+    # The clone reads the repository's own objects, and copies none.
+    _git(root, "clone", "--quiet", "--shared", "--no-checkout", str(top), str(place))
+    for name in sorted(pipeline.sources(names)):  # a folder before what lies in it
+        _copy(root / name, copy / name)
+    listed = _git(top, "ls-files", "-z", "--cached", "--recurse-submodules")
+    listed += _git(top, "ls-files", "-z", "--others", "--exclude-standard")
+    made = [root / path for path in (*pipeline.made(), *pipeline.locks())]
+    for path in (top / name for name in listed.split("\0") if name):
+        if any(path == out or out in path.parents for out in made):
+            continue
+        if path.is_symlink():
+            _link(path, place / path.relative_to(top), top, place)
+        elif path.is_file():
+            _copy(path, place / path.relative_to(top))
+    for lock, text in pipeline.locks_of_the_unrun().items():
+        (copy / lock).write_text(text, encoding="utf-8")
+    for name, path in pipeline.objects(names).items():
+        target = copy / CACHE / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, target)  # nobody writes into what is in a cache
+        except OSError:
+            shutil.copy2(path, target)
+    index = top / _git(top, "rev-parse", "--git-path", "index").rstrip("\n")
+    _copy(index, place / ".git" / "index")  # so that git tracks here what it tracks there
+    _copy(root / ".dvc" / "config.local", copy / ".dvc" / "config.local")
+    _asked([sys.executable, "-m", "dvc", "config", "--local", "cache.dir", CACHE], copy)
+    return copy
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file or a folder, links followed, if it is there and was not copied yet."""
+    if not source.exists() or os.path.lexists(target):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copy2(source, target)
+
+
+def _link(source: Path, target: Path, top: Path, place: Path) -> None:
+    """Make a link like `source`: to the same place, or if that is in the repository, to the same place in the copy."""
+    if os.path.lexists(target):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aim = Path(os.path.normpath(source.parent / source.readlink()))
+    with suppress(ValueError):  # it leads out of the repository
+        aim = place / aim.relative_to(top)
+    target.symlink_to(aim)
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    return _asked(["git", *arguments], folder)
+
+
+def _asked(command: list[str], folder: Path) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
+    if done.returncode != 0:
+        said = (os.fsdecode(done.stderr).strip() or f"{command[0]} failed").splitlines()[-1]
+        raise GraphError(f"The repository can't be copied: {said}")
+    return os.fsdecode(done.stdout)
