@@ -26,8 +26,9 @@ from stages import params
 from stages.datasets.arrays import Split
 from stages.datasets.statistics import Statistics
 from stages.datasets.transforms import Pipeline
+from stages.learning.device import choose_device
 from stages.learning.images import Images
-from stages.learning.recipe import choose_device, make_optimizer
+from stages.learning.recipe import make_optimizer
 from stages.learning.scoring import autocast, predict
 from stages.models import build_model
 
@@ -89,7 +90,7 @@ def _training(lab: Any, steps: int) -> float:
 
     def step() -> None:
         model.train()
-        inputs, labels = images.batch(slice(0, lab.train.batch_size), augmentation)
+        inputs, labels = next(images.batches([slice(0, lab.train.batch_size)], augmentation))
         with autocast(lab.compute, device):
             outputs = model(inputs)
         optimizer.zero_grad()

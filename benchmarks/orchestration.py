@@ -18,20 +18,16 @@ import argparse
 import os
 import re
 import shutil
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from benchmarks.projects import copy_project, run, server
 from benchmarks.results import machine
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +57,7 @@ def main() -> None:
     if options.rounds < 1:
         parser.error("--rounds should be 1 or more")
     print(f"{machine()}, median of {options.rounds}\n")
-    with tempfile.TemporaryDirectory() as folder, _server(Path(folder) / "prefect") as api:
+    with tempfile.TemporaryDirectory() as folder, server(Path(folder) / "prefect") as api:
         os.environ["PREFECT_API_URL"] = api
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         for name in options.what or MEASUREMENTS:
@@ -91,7 +87,7 @@ def nothing(folder: Path, rounds: int) -> None:
     for size in SIZES:
         stages = {f"s{n}": {"cmd": f"echo {n} > {n}", "deps": ["data"], "outs": [str(n)]} for n in range(size)}
         project = _project(folder / f"nothing{size}", stages)
-        _run(project, "labdag", "run")
+        run(project, "labdag", "run")
         found[size] = _times(project, rounds)
     print(f"| nothing to do, seconds | {' | '.join(f'{size} stages' for size in SIZES)} | ms a stage | over DVC's |")
     print("| :--- |" + " ---: |" * (len(SIZES) + 2))
@@ -110,10 +106,7 @@ def _slope(seconds: list[float]) -> float:
 def course(folder: Path, rounds: int) -> None:
     """Time labdag's own course, without its trainings."""
     project = folder / "course"
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, listed.split("\0")):
-        (project / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, project / name)
+    copy_project(project)
     (project / "write.sh").write_text(WRITE)
     text = (project / "dvc.yaml").read_text()
     for stage in YAML(typ="safe").load(text)["stages"].values():
@@ -122,8 +115,7 @@ def course(folder: Path, rounds: int) -> None:
         command = str(stage["do"]["cmd"])
         text = text.replace(f"cmd: {command}\n", f"cmd: sh write.sh {names}\n")
     (project / "dvc.yaml").write_text(text)
-    _run(project, "git", "init", "--quiet")
-    done = _run(project, "labdag", "run", "--jobs", str(JOBS[-1]))
+    done = run(project, "labdag", "run", "--jobs", str(JOBS[-1]))
     count = re.search(r"^(\d+) stages: \1 run", done, re.MULTILINE)
     assert count, done
 
@@ -147,8 +139,8 @@ def _project(folder: Path, stages: Mapping[str, object]) -> Path:
     folder.mkdir()
     (folder / "data").write_text("data\n")
     YAML().dump({"stages": stages}, folder / "dvc.yaml")
-    _run(folder, "git", "init", "--quiet")
-    _run(folder, "dvc", "init", "--quiet")
+    run(folder, "git", "init", "--quiet")
+    run(folder, "dvc", "init", "--quiet")
     return folder
 
 
@@ -162,41 +154,9 @@ def _times(project: Path, rounds: int, prepare: Callable[[], None] = lambda: Non
         for what, command in commands.items():
             prepare()
             started = time.perf_counter()
-            _run(project, *command)
+            run(project, *command)
             times[what].append(time.perf_counter() - started)
     return times
-
-
-def _run(folder: Path, *command: str) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
-    return done.stdout
-
-
-@contextmanager
-def _server(home: Path) -> Iterator[str]:
-    """The API address of a Prefect server of its own."""
-    os.environ |= {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DVC_NO_ANALYTICS": "1"}
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    api = f"http://127.0.0.1:{port}/api"
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"{api}/health")
-                break
-            except urllib.error.URLError:
-                time.sleep(0.2)
-        else:
-            sys.exit("Prefect's server did not start within two minutes.")
-        yield api
-    finally:
-        server.terminate()
-        server.wait()
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ def main(dataset: str) -> None:
         for archive in module.archives(source):
             fetch(archive, archives)
         images = module.read(source, archives)
-        shutil.rmtree(archives)
         arrays.save(images, folder)
+        shutil.rmtree(archives)
     shape = "×".join(str(size) for size in images.shape)
     print(
         f"{dataset}: {len(images.train):,} training and {len(images.test):,} test images of {shape}, "

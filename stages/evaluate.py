@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from stages.datasets import arrays, statistics
 from stages.datasets.transforms import Pipeline, Transform
 from stages.learning import history, weights
 from stages.learning.classes import confusion_matrix, per_class
+from stages.learning.device import choose_device, memory_format
 from stages.learning.evaluation import Evaluation
 from stages.learning.images import Images
-from stages.learning.recipe import Compute, choose_device
+from stages.learning.recipe import Compute
 from stages.learning.scoring import predict, score
 from stages.models import build_model, model_options
 from stages.program.command import command
@@ -53,8 +53,9 @@ def main(lab: str) -> None:
         model = build_model(options)
         pipeline = Pipeline(section.transform, statistics.load(section.dataset))
     weights.load(model, results / "best.safetensors")
-    model.to(device).to(memory_format=torch.channels_last)
-    images = Images(dataset.test, pipeline, device)
+    layout = memory_format(section.compute)
+    model.to(device).to(memory_format=layout)
+    images = Images(dataset.test, pipeline, device, layout)
     logits = predict(model, images, section.evaluate.batch_size, section.compute)
     scored = score(logits, images.labels)
 

@@ -26,8 +26,9 @@ from stages.datasets.statistics import Statistics
 from stages.datasets.transforms import Pipeline, Transform, normalization
 from stages.learning import history, weights
 from stages.learning.classes import confusion_matrix
+from stages.learning.device import choose_device
 from stages.learning.expectation import Expectation, judge
-from stages.learning.recipe import Compute, Recipe, choose_device
+from stages.learning.recipe import Compute, Recipe
 from stages.learning.scoring import autocast
 from stages.models import build_model, model_options
 from stages.program.command import command

@@ -3,18 +3,23 @@
 Reads   params.yaml: labs.<lab>.{dataset,seed,compute,model,transform,train}
         data/raw/<dataset>/, data/stats/<dataset>.json, results/<lab>/init.safetensors
 Writes  results/<lab>/best.safetensors, results/<lab>/history.csv
+        .checkpoints/<lab>/: the state of the training, until it has succeeded
 """
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from stages.datasets import arrays, statistics
 from stages.datasets.transforms import Pipeline, Transform
-from stages.learning import history, loop, weights
+from stages.learning import checkpoint, history, loop, weights
+from stages.learning.device import choose_device, memory_format
 from stages.learning.images import Images
-from stages.learning.recipe import Compute, Recipe, choose_device
+from stages.learning.recipe import Compute, Recipe
 from stages.models import build_model, model_options
 from stages.program.command import command
 from stages.program.options import PARAMS_FILE, DatasetName, Options, Seed, UserError, blame, read_section
@@ -45,16 +50,29 @@ def main(lab: str) -> None:
         weights.load(model, results / "init.safetensors")
         model.to(device)
         pipeline = Pipeline(section.transform, statistics.load(section.dataset))
-        training, test = (Images(split, pipeline, device) for split in (dataset.train, dataset.test))
-        best_state, epochs = loop.train(model, training, test, section.train, section.compute, section.seed)
+        training, test = (
+            Images(split, pipeline, device, memory_format(section.compute)) for split in (dataset.train, dataset.test)
+        )
+        state = checkpoint.Checkpoint(lab, _key(section, results, device))
+        clock = time.perf_counter()
+        best_state, epochs = loop.train(model, training, test, section.train, section.compute, section.seed, state)
+        seconds = time.perf_counter() - clock
 
     weights.save(best_state, results / "best.safetensors")
     history.save(epochs, results / "history.csv")
+    state.clear()
     best = history.best(epochs)
     print(
         f"{lab}: best epoch {best.epoch} of {len(epochs)} by {section.train.select_on} accuracy; "
-        f"test accuracy {best.test_accuracy:.2%}, loss {best.test_loss:.4f}"
+        f"test accuracy {best.test_accuracy:.2%}, loss {best.test_loss:.4f}; {seconds:.1f} s of training"
     )
+
+
+def _key(section: Section, results: Path, device: torch.device) -> str:
+    """Hash of all that this stage reads."""
+    images = [path for path in (arrays.ROOT / section.dataset).rglob("*") if path.is_file()]
+    files = [*images, statistics.ROOT / f"{section.dataset}.json", results / "init.safetensors"]
+    return checkpoint.key(section.model_dump(), files, device)
 
 
 def _check_fit(section: Section, options: Any, dataset: arrays.Dataset, where: str) -> None:

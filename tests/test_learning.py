@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from torch import nn
 from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, Resize, ToTensor
 
+from stages import params
 from stages.datasets import statistics
 from stages.datasets.arrays import Dataset, Split
 from stages.datasets.transforms import (
@@ -30,11 +32,13 @@ from stages.datasets.transforms import (
 )
 from stages.learning import history, loop, weights
 from stages.learning.classes import confusion_matrix, per_class
+from stages.learning.device import choose_device
 from stages.learning.expectation import Expectation, Verdict, judge
 from stages.learning.history import Epoch
 from stages.learning.images import Images
-from stages.learning.recipe import Compute, Recipe, choose_device, make_optimizer, make_schedule
+from stages.learning.recipe import Compute, Recipe, make_optimizer, make_schedule
 from stages.learning.scoring import predict, score
+from stages.learning.shortcuts import pool_before_relu
 from stages.models import build_model, model_options
 from stages.program.options import OptionError, UserError
 
@@ -419,13 +423,13 @@ def test_dropout_and_augmentation_follow_the_seed_and_leave_the_order_of_images_
         transform = Transform.model_validate(NORMALIZE | options)
         training = images(60)
         training._pipeline = Pipeline(transform, KNOWN)
-        batch = training.batch
+        batches = training.batches
 
-        def watched(indices: Any, random: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
-            seen.append(torch.as_tensor(indices))
-            return batch(indices, random)
+        def watched(indices: Any, random: Any = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            seen.extend(indices)
+            return batches(indices, random)
 
-        training.batch = watched  # type: ignore[method-assign]
+        training.batches = watched  # type: ignore[assignment, method-assign]
         model = build_model(model_options(block, "model"))
         loop.train(model, training, images(20), recipe(), COMPUTE, seed)
         return [flat(model), torch.cat(seen)]
@@ -473,3 +477,26 @@ def test_a_device_that_is_not_there_gets_a_sentence(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="torch finds no usable GPU"):
         choose_device(COMPUTE)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lab", ["lenet_mnist", "cnn_mnist", "bn_cnn_mnist", "vgg_cifar10", "alexnet_cifar10"])
+def test_pooling_before_relu_changes_no_bit(lab: str, precision: torch.dtype, layout: torch.memory_format) -> None:
+    options = params.load(Path(__file__).parents[1] / "params.yaml").labs[lab].model
+    found = []
+    for shortcut in (False, True):
+        torch.manual_seed(0)
+        model = build_model(options).to(memory_format=layout)
+        names = list(model.state_dict())
+        if shortcut:
+            before = [type(module) for module in model.modules()]
+            pool_before_relu(model)
+            assert [type(module) for module in model.modules()] != before
+            assert list(model.state_dict()) == names
+        inputs = torch.randint(0, 5, (8, *options.input_shape)).float().contiguous(memory_format=layout)
+        with torch.autocast("cpu", precision, enabled=precision is torch.bfloat16):
+            outputs = model(inputs)
+        outputs.float().pow(2).sum().backward()
+        found.append([outputs, *(parameter.grad for parameter in model.parameters())])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

@@ -16,8 +16,9 @@ from stages.datasets.arrays import Split
 from stages.datasets.statistics import Statistics
 from stages.datasets.transforms import Pipeline
 from stages.learning import loop
+from stages.learning.device import choose_device
 from stages.learning.images import Images
-from stages.learning.recipe import Compute, choose_device, make_optimizer
+from stages.learning.recipe import Compute, make_optimizer
 from stages.models import build_model, check_fit, families, model_options, output_shape
 from stages.program.options import OptionError, UserError
 from tests.conftest import ROOT
@@ -383,7 +384,7 @@ def test_every_lab_learns_a_batch_by_heart(name: str) -> None:
     assert state.keys() == model.state_dict().keys()
     assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
-    inputs, labels = images.batch(slice(0, 2))
+    inputs, labels = next(images.batches([slice(0, 2)]))
     model.train()
     for layer in model.modules():
         if isinstance(layer, nn.Dropout):

@@ -126,8 +126,8 @@ class Block:
             raise ImportError(f"{name} is not installed")
 sys.meta_path.insert(0, Block())
 import importlib, pkgutil
-package = importlib.import_module(sys.argv[2])
-for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+package = importlib.import_module(sys.argv[2])  # or a module
+for module in pkgutil.walk_packages(getattr(package, "__path__", []), package.__name__ + "."):
     importlib.import_module(module.name)
 """
 
@@ -147,6 +147,11 @@ def test_flows_import_without_torch() -> None:
 def test_the_block_does_block() -> None:
     assert "torch is not installed" in imported("stages", "torch").stderr
     assert "prefect is not installed" in imported("flows", "prefect").stderr
+
+
+def test_what_handles_no_tensors_imports_no_torch() -> None:
+    for stage in ("download", "stats", "compare"):
+        assert imported(f"stages.{stage}", "torch,torchvision").stderr == ""
 
 
 def test_params_yaml_is_checked_without_torch() -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.datasets.arrays import Dataset
+from stages.datasets.arrays import Dataset, blocks
 from stages.program.options import Options
 
 ROOT = Path("data/stats")
 LEVELS = 256
+PIXELS_AT_ONCE = 1 << 22
 
 
 class Statistics(Options):
@@ -35,7 +36,7 @@ class Statistics(Options):
 
 def compute(dataset: Dataset) -> Statistics:
     """Compute a dataset's statistics; mean and std are exact up to the last rounding to float64."""
-    moments = [_moments(dataset.train.images[:, channel]) for channel in range(dataset.shape[0])]
+    moments = [_moments(histogram) for histogram in _histograms(dataset.train.images)]
     counts = np.bincount(dataset.train.labels, minlength=len(dataset.classes))
     return Statistics(
         mean=[mean for mean, _ in moments],
@@ -55,12 +56,19 @@ def load(name: str) -> Statistics:
     return Statistics.model_validate(json.loads((ROOT / f"{name}.json").read_text(encoding="utf-8")))
 
 
-def _moments(channel: NDArray[np.uint8]) -> tuple[float, float]:
+def _histograms(images: NDArray[np.uint8]) -> list[list[int]]:
+    """For each channel, how many of its pixels have each level; few images at a time, for all may not fit in memory."""
+    counts = np.zeros((images.shape[1], LEVELS), np.int64)
+    for part in blocks(images, PIXELS_AT_ONCE):
+        for channel in range(images.shape[1]):
+            counts[channel] += np.bincount(part[:, channel].ravel(), minlength=LEVELS)
+    return [[int(count) for count in channel] for channel in counts]
+
+
+def _moments(counts: list[int]) -> tuple[float, float]:
     """Mean and std on the 0-1 scale, from a histogram: sums of whole numbers, so no rounding on the way."""
-    histogram = sum(np.bincount(part.ravel(), minlength=LEVELS) for part in np.array_split(channel, 64))
-    levels, counts = range(LEVELS), [int(count) for count in np.asarray(histogram)]
     pixels = sum(counts)
-    total = sum(level * count for level, count in zip(levels, counts, strict=True))
-    squares = sum(level * level * count for level, count in zip(levels, counts, strict=True))
+    total = sum(level * count for level, count in enumerate(counts))
+    squares = sum(level * level * count for level, count in enumerate(counts))
     variance = (squares * pixels - total * total) / (pixels * pixels)
     return total / pixels / (LEVELS - 1), variance**0.5 / (LEVELS - 1)

@@ -92,7 +92,7 @@ class Pipeline:
 
         Args:
             images: on any device.
-            random: a generator on the CPU, of the crops and flips of training images; without one there are none.
+            random: generator of the crops and flips of training images; without one there are none.
         """
         options = self._transform
         if options.resize is not None:
@@ -161,7 +161,7 @@ def random_crop(images: Tensor, padding: int, random: torch.Generator) -> Tensor
     from torch.nn import functional as F
 
     count, _, height, width = images.shape
-    top, left = torch.randint(2 * padding + 1, (2, count), generator=random).to(images.device)
+    top, left = torch.randint(2 * padding + 1, (2, count), generator=random, device=random.device).to(images.device)
     windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
     return windows[torch.arange(count, device=images.device), :, top, left]
 
@@ -170,7 +170,7 @@ def horizontal_flip(images: Tensor, probability: float, random: torch.Generator)
     """Mirror images N×C×H×W left to right, each with `probability`."""
     import torch
 
-    chosen = torch.rand(len(images), generator=random).to(images.device) < probability
+    chosen = torch.rand(len(images), generator=random, device=random.device).to(images.device) < probability
     return torch.where(chosen.view(-1, 1, 1, 1), images.flip(3), images)
 
 

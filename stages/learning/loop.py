@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import Self
 
 import numpy as np
@@ -12,17 +13,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from stages.learning.checkpoint import Checkpoint
+from stages.learning.device import memory_format
 from stages.learning.history import Epoch, best
 from stages.learning.images import Images
 from stages.learning.recipe import Compute, Recipe, make_optimizer, make_schedule
+from stages.learning.run import EpochSoFar, Run
 from stages.learning.scoring import Score, autocast, predict, score
+from stages.learning.shortcuts import pool_before_relu
 from stages.program.options import OptionError
 
 REPORT_EVERY = 100
 
 
 def train(
-    model: nn.Module, training: Images, test: Images, recipe: Recipe, compute: Compute, seed: int
+    model: nn.Module,
+    training: Images,
+    test: Images,
+    recipe: Recipe,
+    compute: Compute,
+    seed: int,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[dict[str, Tensor], list[Epoch]]:
     """Train `model` in place by `recipe`.
 
@@ -34,6 +45,7 @@ def train(
         compute: precision; the thread count must have been set.
         seed: of shuffling, of augmentation, of dropout, and of the choice of validation images where the recipe
             holds some out.
+        checkpoint: where the state of the training is kept, to go on from if it is there already.
 
     Returns:
         The state dict of the best epoch, and the history of all epochs.
@@ -41,28 +53,21 @@ def train(
     Raises:
         OptionError: the loss is no longer a finite number, or an option does not fit the model.
     """
-    # Shuffling has a generator of its own: labs that differ in dropout or augmentation see one order of images.
-    random = torch.Generator().manual_seed(seed)
-    augmentation_seed, dropout_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
-    augmentation = torch.Generator().manual_seed(augmentation_seed)
-    torch.manual_seed(dropout_seed)
+    run = begin(model, recipe, compute, seed)
     validation = None
     if held_out := recipe.held_out(len(training)):
-        order = torch.randperm(len(training), generator=random)
+        order = torch.randperm(len(training), generator=run.random)
         training, validation = training.part(order[held_out:]), training.part(order[:held_out])
 
-    # channels_last needs weights and inputs alike; see Images for what it gains.
-    model.to(memory_format=torch.channels_last)
-    _check_outputs(model, training, recipe, compute)
-    _check_last_batch(model, training, recipe)
-    optimizer = make_optimizer(recipe.optimizer, model.parameters())
-    schedule = make_schedule(recipe, optimizer)
-    history: list[Epoch] = []
-    best_state: dict[str, Tensor] = {}
-    for number in range(1, recipe.epochs + 1):
-        order = torch.randperm(len(training), generator=random) if recipe.shuffle else torch.arange(len(training))
-        trained = _train_epoch(model, training, order, augmentation, optimizer, recipe, compute, number)
-        schedule.step()
+    with torch.random.fork_rng():  # dropout begins with the first step
+        _check_outputs(model, training, recipe, compute)
+        _check_last_batch(model, training, recipe)
+    if checkpoint and (state := checkpoint.load()):
+        run.load(state)
+        print(f"going on from a checkpoint: {run.place()}", flush=True)
+    while not _is_over(run, recipe):
+        trained = _train_epoch(run, training, recipe, compute, checkpoint)
+        number = len(run.history) + 1
         if not math.isfinite(trained.loss):
             raise OptionError(
                 "train.optimizer.lr",
@@ -75,7 +80,7 @@ def train(
                 "train.optimizer.lr",
                 f"is {recipe.optimizer.lr}, too high: after epoch {number} the model's outputs are no finite numbers.",
             )
-        history.append(
+        run.end_epoch(
             Epoch(
                 number,
                 trained.loss,
@@ -86,13 +91,64 @@ def train(
                 validated.accuracy if validated else None,
             )
         )
-        if best(history) is history[-1]:
-            best_state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        print(_line(history[-1], recipe.epochs), flush=True)
-        if recipe.early_stopping and number - best(history).epoch >= recipe.early_stopping.patience:
-            print(f"stopped early: no better epoch since epoch {best(history).epoch}", flush=True)
-            break
-    return best_state, history
+        print(_line(run.history[-1], recipe.epochs), flush=True)
+        if checkpoint:
+            checkpoint.save(run.state())
+    if len(run.history) < recipe.epochs:
+        print(f"stopped early: no better epoch since epoch {best(run.history).epoch}", flush=True)
+    return run.best_state, run.history
+
+
+def begin(model: nn.Module, recipe: Recipe, compute: Compute, seed: int) -> Run:
+    """A training of `model` before its first step; the global generators are seeded for it."""
+    device = next(model.parameters()).device
+    augmentation_seed, dropout_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
+    torch.manual_seed(seed if recipe.loader_order == "torch" else dropout_seed)
+    model.to(memory_format=memory_format(compute))
+    pool_before_relu(model)
+    optimizer = make_optimizer(recipe.optimizer, model.parameters())
+    return Run(
+        model,
+        optimizer,
+        make_schedule(recipe, optimizer),
+        # Shuffling has a generator of its own: labs that differ in dropout or augmentation see one order of images.
+        random=torch.Generator().manual_seed(seed),
+        augmentation=torch.Generator(device).manual_seed(augmentation_seed),
+    )
+
+
+def steps(run: Run, images: Images, recipe: Recipe, compute: Compute) -> Iterator[EpochSoFar]:
+    """Begin an epoch, or go on with the one that has begun, to its last batch: gives it after each step."""
+    model, device = run.model, images.labels.device
+    model.train()
+    if run.epoch is None:
+        order = _order(len(images), run.random, recipe).to(device)
+        # Sums stay on the device: reading them at every step would make the device wait for Python.
+        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        run.epoch = EpochSoFar(order, loss_sum, torch.zeros((), dtype=torch.int64, device=device))
+    epoch = run.epoch
+    batches = torch.split(epoch.order, recipe.batch_size)
+    for inputs, labels in images.batches(batches[epoch.step :], run.augmentation):
+        with autocast(compute, device):
+            outputs = model(inputs)
+        loss = _loss(outputs.float(), labels, recipe)
+        run.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+        run.optimizer.step()
+
+        epoch.loss_sum += loss.detach() * len(labels)
+        epoch.right += (outputs.argmax(1) == labels).sum()
+        epoch.step += 1
+        yield epoch
+
+
+def _is_over(run: Run, recipe: Recipe) -> bool:
+    done = len(run.history)
+    if done and recipe.early_stopping and done - best(run.history).epoch >= recipe.early_stopping.patience:
+        return True
+    return done >= recipe.epochs
 
 
 def _check_outputs(model: nn.Module, images: Images, recipe: Recipe, compute: Compute) -> None:
@@ -119,7 +175,7 @@ def _check_last_batch(model: nn.Module, images: Images, recipe: Recipe) -> None:
     """
     if len(images) % recipe.batch_size != 1:
         return
-    inputs, _ = images.batch(slice(0, 1))
+    inputs, _ = next(images.batches([slice(0, 1)]))
     try:
         # A copy: batch normalisation would keep what it sees.
         copy.deepcopy(model).train()(inputs)
@@ -133,41 +189,30 @@ def _check_last_batch(model: nn.Module, images: Images, recipe: Recipe) -> None:
         ) from None
 
 
-def _train_epoch(
-    model: nn.Module,
-    images: Images,
-    order: Tensor,
-    augmentation: torch.Generator,
-    optimizer: torch.optim.Optimizer,
-    recipe: Recipe,
-    compute: Compute,
-    number: int,
-) -> Score:
-    device = images.pixels.device
-    model.train()
-    # Sums stay on the device: reading them at every step would make the device wait for Python.
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    right = torch.zeros((), dtype=torch.int64, device=device)
-    batches = torch.split(order.to(device), recipe.batch_size)
-    seen = 0
-    with _Progress(number, recipe.epochs, len(batches)) as progress:
-        for step, indices in enumerate(batches, start=1):
-            inputs, labels = images.batch(indices, augmentation)
-            with autocast(compute, device):
-                outputs = model(inputs)
-            loss = _loss(outputs.float(), labels, recipe)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            if recipe.clip_norm is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-            optimizer.step()
+def _train_epoch(run: Run, images: Images, recipe: Recipe, compute: Compute, checkpoint: Checkpoint | None) -> Score:
+    count = math.ceil(len(images) / recipe.batch_size)
+    with _Progress(len(run.history) + 1, recipe.epochs, count) as progress:
+        for epoch in steps(run, images, recipe, compute):
+            if epoch.step % REPORT_EVERY == 0 or epoch.step == count:
+                progress.report(epoch.step, epoch.score(recipe.batch_size))
+            if checkpoint and checkpoint.is_due():
+                checkpoint.save(run.state())
+    assert run.epoch is not None
+    return run.epoch.score(recipe.batch_size)
 
-            loss_sum += loss.detach() * len(labels)
-            right += (outputs.argmax(1) == labels).sum()
-            seen += len(labels)
-            if step % REPORT_EVERY == 0 or step == len(batches):
-                progress.report(step, Score(loss_sum.item() / seen, right.item() / seen))
-    return Score(loss_sum.item() / seen, right.item() / seen)
+
+def _order(count: int, random: torch.Generator, recipe: Recipe) -> Tensor:
+    """The places of `count` images, int64, in the order in which an epoch takes them."""
+    if recipe.loader_order == "torch":
+        _draw_as_a_loader()
+        if recipe.shuffle:
+            random = torch.Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
+    return torch.randperm(count, generator=random) if recipe.shuffle else torch.arange(count)
+
+
+def _draw_as_a_loader() -> None:
+    """Draw from the global generator what a DataLoader draws for its workers, whenever somebody iterates over it."""
+    torch.empty((), dtype=torch.int64).random_()
 
 
 def _loss(outputs: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
@@ -178,6 +223,8 @@ def _loss(outputs: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
 
 
 def _score(model: nn.Module, images: Images, recipe: Recipe, compute: Compute) -> Score:
+    if recipe.loader_order == "torch":
+        _draw_as_a_loader()
     return score(predict(model, images, recipe.test_batch_size, compute), images.labels)
 
 

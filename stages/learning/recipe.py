@@ -6,13 +6,12 @@ params.yaml can be checked without it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.program.options import Options, UserError
+from stages.program.options import Options
 
 if TYPE_CHECKING:
     import torch
@@ -27,9 +26,26 @@ class Compute(Options):
     precision: Literal["fp32", "bf16"] = Field(
         description="fp32, or bf16 autocast (matrix products in bfloat16, weights and sums in float32)."
     )
+    channels_last: bool = Field(
+        default=True,
+        description="Whether images and weights lie in memory with the channels of a pixel side by side: faster, and "
+        "in other bits than torch's default.",
+    )
+    deterministic: bool = Field(
+        default=True, description="Whether a GPU, too, gives the same bits each time; a CPU always does."
+    )
 
 
-class Adam(Options):
+class Optimizer(Options):
+    """What turns gradients into steps."""
+
+    fused: bool = Field(
+        default=True,
+        description="One kernel for all weights: faster, and in other bits than torch's default of one for each.",
+    )
+
+
+class Adam(Optimizer):
     """Adam (D. P. Kingma and J. Ba, 2015), with torch's defaults for all but what is given."""
 
     name: Literal["adam"] = Field(description="Adam (Kingma and Ba, 2015).")
@@ -37,7 +53,7 @@ class Adam(Options):
     weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty on the weights.")
 
 
-class AdamW(Options):
+class AdamW(Optimizer):
     """Adam with weight decay apart from the gradient (I. Loshchilov and F. Hutter, 2019)."""
 
     name: Literal["adamw"] = Field(description="AdamW (Loshchilov and Hutter, 2019).")
@@ -45,7 +61,7 @@ class AdamW(Options):
     weight_decay: float = Field(default=0.01, ge=0, description="Part of the weights taken away, times the rate.")
 
 
-class SGD(Options):
+class SGD(Optimizer):
     """Stochastic gradient descent with momentum."""
 
     name: Literal["sgd"] = Field(description="Stochastic gradient descent.")
@@ -96,6 +112,12 @@ class Recipe(Options):
     batch_size: int = Field(ge=1, description="Images per step; the last batch of an epoch may be smaller.")
     test_batch_size: int = Field(ge=1, description="Images per batch when testing after each epoch.")
     shuffle: bool = Field(description="Whether the training images come in a new order in each epoch.")
+    loader_order: Literal["own", "torch"] = Field(
+        default="own",
+        description="Where the order comes from: a generator of its own, which neither dropout nor augmentation "
+        "disturbs; or, as in a plain loop after torch.manual_seed(seed), torch's global one, from which a DataLoader "
+        "takes it anew in each epoch.",
+    )
     loss: Literal["cross_entropy", "nll"] = Field(
         default="cross_entropy",
         description="Cross-entropy of logits, or negative log-likelihood of a model's log-probabilities.",
@@ -157,12 +179,14 @@ def make_optimizer(options: Adam | AdamW | SGD, parameters: Iterable[torch.nn.Pa
     """
     from torch import optim
 
+    # None, and not False, has torch choose as it does by default.
+    fused = options.fused or None
     if options.name == "sgd":
         return optim.SGD(
-            parameters, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay, fused=True
+            parameters, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay, fused=fused
         )
     kind = optim.Adam if options.name == "adam" else optim.AdamW
-    return kind(parameters, lr=options.lr, weight_decay=options.weight_decay, fused=True)
+    return kind(parameters, lr=options.lr, weight_decay=options.weight_decay, fused=fused)
 
 
 def make_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
@@ -183,29 +207,3 @@ def make_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer) -> torch.opt
     # Of the n epochs of warm-up the first has 1/(n+1) of the rate, and the first one after them all of it.
     rising = schedulers.LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
     return schedulers.SequentialLR(optimizer, [rising, main], milestones=[warmup])
-
-
-def choose_device(compute: Compute) -> torch.device:
-    """Set threads and determinism for `compute`, and choose the device by LABDAG_DEVICE (auto, cpu, cuda).
-
-    `auto`, the default, takes a GPU that is there.
-
-    Raises:
-        UserError: LABDAG_DEVICE is none of the three, or asks for a GPU that is not there.
-    """
-    import torch
-
-    choice = os.environ.get("LABDAG_DEVICE", "auto")
-    if choice not in ("auto", "cpu", "cuda"):
-        raise UserError(f"LABDAG_DEVICE is {choice!r}, but should be auto, cpu or cuda.")
-    there = torch.cuda.is_available()
-    if choice == "cuda" and not there:
-        raise UserError("LABDAG_DEVICE is 'cuda', but torch finds no usable GPU; set it to auto or cpu.")
-    torch.set_num_threads(compute.threads)
-    # fp32 means fp32: on a GPU torch's default is to let convolutions round to TF32.
-    torch.backends.cudnn.allow_tf32 = False
-    if choice == "cpu" or not there:
-        return torch.device("cpu")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    return torch.device("cuda")

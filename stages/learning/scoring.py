@@ -29,8 +29,8 @@ def autocast(compute: Compute, device: torch.device) -> AbstractContextManager[o
 def predict(model: nn.Module, images: Images, batch_size: int, compute: Compute) -> Tensor:
     """Logits of all images, float32, N×classes, on the images' device; `model` is put in evaluation mode."""
     model.eval()
-    with torch.inference_mode(), autocast(compute, images.pixels.device):
-        return torch.cat([model(inputs).float() for inputs, _ in images.batches(batch_size)])
+    with torch.inference_mode(), autocast(compute, images.labels.device):
+        return torch.cat([model(inputs).float() for inputs, _ in images.in_order(batch_size)])
 
 
 def score(logits: Tensor, labels: Tensor) -> Score:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
@@ -19,11 +20,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field
 
-from stages.datasets.arrays import Dataset, Split
+from stages.datasets.arrays import Dataset, Split, stored
 from stages.datasets.sources import Archive
 from stages.program.options import OptionError, Options, UserError
 
 MODES = {"grey": "L", "rgb": "RGB"}
+AT_ONCE = 1 << 25  # bytes of decoded images in memory
 
 
 class Source(Options):
@@ -99,7 +101,10 @@ def read(source: Source, folder: Path) -> Dataset:
     if len(train) < 2:
         raise OptionError("path", f"is {source.path!r}, but there are no two folders with images of a class each.")
     unreadable: list[str] = []
-    training, testing = (_decode(files, root, source, unreadable) for files in (train, test))
+    training, testing = (
+        _decode(files, root, source, unreadable, folder / f"{name}.npy")
+        for name, files in (("train", train), ("test", test))
+    )
     if unreadable:
         raise UserError(
             f"{len(unreadable)} files in {source.path} can't be read as images; mend or remove them:\n"
@@ -210,10 +215,11 @@ def _split(
     return train, test
 
 
-def _decode(files: dict[str, list[Path]], root: Path, source: Source, unreadable: list[str]) -> Split:
-    """Read all images; a line about each that can't be read is added to `unreadable`."""
+def _decode(files: dict[str, list[Path]], root: Path, source: Source, unreadable: list[str], target: Path) -> Split:
+    """Read all images into the file `target`; a line about each that can't be read is added to `unreadable`."""
     height, width = source.size
     mode = MODES[source.color]
+    shape = (len(Image.new(mode, (1, 1)).getbands()), height, width)
 
     def decode(path: Path) -> NDArray[np.uint8] | str:
         try:
@@ -226,16 +232,19 @@ def _decode(files: dict[str, list[Path]], root: Path, source: Source, unreadable
             reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
             return f"  {path.relative_to(root)}: {reason or type(error).__name__}"
 
+    def images() -> Iterator[NDArray[np.uint8]]:
+        many = max(1, AT_ONCE // math.prod(shape))
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, len(paths), many):
+                for image in pool.map(decode, paths[start : start + many]):
+                    if isinstance(image, str):
+                        unreadable.append(image)
+                    yield np.zeros(shape, np.uint8) if isinstance(image, str) else image
+
     paths = [path for paths in files.values() for path in paths]
-    images = np.empty((len(paths), len(Image.new(mode, (1, 1)).getbands()), height, width), np.uint8)
-    with ThreadPoolExecutor() as pool:
-        for index, image in enumerate(pool.map(decode, paths)):
-            if isinstance(image, str):
-                unreadable.append(image)
-            else:
-                images[index] = image
+    pixels = stored(target, images(), (len(paths), *shape))
     labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(p) for p in files.values()])
-    return Split(images, labels)
+    return Split(pixels, labels)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

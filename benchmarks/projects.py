@@ -1,0 +1,59 @@
+"""What benchmarks work with: a copy of this project, and a Prefect server of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def copy_project(folder: Path) -> None:
+    """Copy what git tracks here into a git repository of its own."""
+    listed = run(ROOT, "git", "ls-files", "-z")
+    for name in filter(None, listed.split("\0")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    run(folder, "git", "init", "--quiet")
+
+
+def run(folder: Path, *command: str) -> str:
+    """What a command prints; ends the program where it fails."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+@contextmanager
+def server(home: Path) -> Iterator[str]:
+    """The API address of a Prefect server of its own."""
+    os.environ |= {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DVC_NO_ANALYTICS": "1"}
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    api = f"http://127.0.0.1:{port}/api"
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{api}/health")
+                break
+            except urllib.error.URLError:
+                time.sleep(0.2)
+        else:
+            sys.exit("Prefect's server did not start within two minutes.")
+        yield api
+    finally:
+        server.terminate()
+        server.wait()

@@ -1,0 +1,294 @@
+"""How fast labs train beside a plain loop as courses teach it, in one run on this machine.
+
+    python -m benchmarks.train_speed                                  # lenet_mnist, fp32 and bf16, two threads
+    python -m benchmarks.train_speed vgg_cifar10 --images 1280
+    python -m benchmarks.train_speed lenet_mnist --growth             # epochs, images, labs at once
+
+The plain loop: a torchvision dataset, PIL transforms for each image, a DataLoader with the number of workers that is
+best here (0, 1 or 2 of them are tried), torch's default optimizer and layout, `.item()` at each step. Both train the
+lab's model by its recipe, on random images of its dataset's shape. Each measurement has a process of its own; they
+take turns, and a table shows the medians. Let nothing else run meanwhile.
+
+`of peak` is the share of this machine's own matrix products (2048×2048, the same threads and precision) that the
+model's multiply-adds come to, three passes of them for each image. `start` is from the process's start to its first
+step, `peak MiB` all of its memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics as numbers
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+WORKERS = (0, 1, 2)
+WARM_UP = 5  # steps
+PASSES = 3  # forward, and backward for inputs and weights
+GEMM = 2048
+
+
+def main() -> None:
+    """Print a table for each lab and precision."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("labs", nargs="*", metavar="LAB", default=["lenet_mnist"])
+    parser.add_argument("--images", type=int, default=12_800, help="images of a measurement (default: 12800)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured (default: 3)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), action="append", help="default: both")
+    parser.add_argument("--growth", action="store_true", help="show how the cost grows, instead of the plain loop")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--epochs", type=int, default=1, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(_measured(options)))
+        return
+    from benchmarks.results import machine
+
+    print(machine())
+    for lab in options.labs:
+        if options.growth:
+            _show_growth(lab, options)
+        else:
+            for precision in options.precision or ("fp32", "bf16"):
+                _show_lab(lab, precision, options)
+
+
+def _show_lab(lab: str, precision: str, options: argparse.Namespace) -> None:
+    contenders = [f"plain:{workers}" for workers in WORKERS] + ["labdag"]
+    found: dict[str, list[dict[str, float]]] = {contender: [] for contender in contenders}
+    for _ in range(options.rounds):
+        for contender in contenders:
+            # The plain loop is fp32 whatever the lab's own loop is asked for: that is what courses teach.
+            theirs = "fp32" if contender != "labdag" else precision
+            found[contender].append(_asked(contender, lab, theirs, options.threads, options.images))
+    best = max(contenders[:-1], key=lambda contender: _median(found[contender], "images_per_second"))
+    ratio = _median(found["labdag"], "images_per_second") / _median(found[best], "images_per_second")
+    print(f"\n{lab}, {precision}, {options.threads} threads, {options.images:,} images, medians of {options.rounds}\n")
+    print("| loop | images/s | of peak | start, s | peak MiB |\n| :--- | ---: | ---: | ---: | ---: |")
+    for contender in contenders:
+        rows = found[contender]
+        name = contender.replace("plain:", "plain, workers: ")
+        print(
+            f"| {name} | {_median(rows, 'images_per_second'):,.0f} | {_median(rows, 'of_peak'):.1%} | "
+            f"{_median(rows, 'start'):.1f} | {_median(rows, 'mib'):,.0f} |"
+        )
+    print(f"\nlabdag beside the plain loop with its best worker count: {ratio:.2f}×", flush=True)
+
+
+def _show_growth(lab: str, options: argparse.Namespace) -> None:
+    precision = (options.precision or ["fp32"])[0]
+    print(f"\n{lab}, {precision}, seconds of training (medians of {options.rounds})\n")
+    print("| images | epochs | labs at once, of 1 thread each | seconds | images/s, all together |")
+    print("| ---: | ---: | ---: | ---: | ---: |")
+    count = options.images
+    for images, epochs, labs in (
+        (count, 1, 1), (2 * count, 1, 1), (4 * count, 1, 1), (count, 2, 1), (count, 4, 1), (count, 1, 2), (count, 1, 4),
+    ):  # fmt: skip
+        seconds = []
+        for _ in range(options.rounds):
+            processes = [_started("labdag", lab, precision, 1, images, epochs) for _ in range(labs)]
+            seconds.append(max(_answer(process)["seconds"] for process in processes))
+        took = numbers.median(seconds)
+        print(f"| {images:,} | {epochs} | {labs} | {took:.1f} | {images * epochs * labs / took:,.0f} |", flush=True)
+
+
+def _median(rows: Iterable[dict[str, float]], name: str) -> float:
+    return numbers.median(row[name] for row in rows)
+
+
+def _asked(contender: str, lab: str, precision: str, threads: int, images: int) -> dict[str, float]:
+    return _answer(_started(contender, lab, precision, threads, images))
+
+
+def _started(
+    contender: str, lab: str, precision: str, threads: int, images: int, epochs: int = 1
+) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "benchmarks.train_speed", lab, "--one", contender, "--precision", precision]
+    command += ["--threads", str(threads), "--images", str(images), "--epochs", str(epochs)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def _answer(process: subprocess.Popen[str]) -> dict[str, float]:
+    said, _ = process.communicate()
+    if process.returncode != 0:
+        sys.exit(f"a measurement failed: {' '.join(map(str, process.args))}")  # type: ignore[arg-type]
+    answer: dict[str, float] = json.loads(said.splitlines()[-1])
+    return answer
+
+
+def _measured(options: argparse.Namespace) -> dict[str, float]:
+    """What one contender does in this process."""
+    import psutil
+    import torch
+
+    from benchmarks.cost import DATASETS
+    from stages import params
+    from stages.learning.device import choose_device
+
+    lab = params.load(ROOT / "params.yaml").labs[options.labs[0]]
+    compute = lab.compute.model_copy(update={"threads": options.threads, "precision": options.precision[0]})
+    kind, _, workers = options.one.partition(":")
+    if kind == "labdag":
+        device = choose_device(compute)
+    else:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    shape = DATASETS[lab.dataset][0]
+    steps = (
+        _labdags(lab, compute, device, shape, options.images, options.epochs)
+        if kind == "labdag"
+        else _plain(lab, device, shape, options.images, int(workers))
+    )
+    model = next(steps)
+    for _ in range(WARM_UP):
+        next(steps)
+    begun = time.time()
+    start = begun - psutil.Process().create_time()
+    trained, clock = 0, time.perf_counter()
+    for count in steps:
+        trained += count
+    seconds = time.perf_counter() - clock
+    peak = _peak(device, options.threads, options.precision[0])
+    flops = 2 * PASSES * _mult_adds(model, shape) * trained / seconds
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    kibibytes += resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (int(workers) if workers else 0)
+    return {
+        "images_per_second": trained / seconds,
+        "seconds": seconds,
+        "of_peak": flops / peak,
+        "start": start,
+        "mib": kibibytes / 1024,
+    }
+
+
+def _labdags(lab: Any, compute: Any, device: Any, shape: tuple[int, ...], images: int, epochs: int) -> Iterator[Any]:
+    """The model, and after each step of labdag's own loop the number of its images."""
+    import numpy as np
+
+    from stages.datasets.arrays import Split
+    from stages.datasets.statistics import Statistics
+    from stages.datasets.transforms import Pipeline
+    from stages.learning import loop
+    from stages.learning.device import memory_format
+    from stages.learning.images import Images
+    from stages.models import build_model
+
+    random = np.random.default_rng(0)
+    size = lab.train.batch_size
+    count = images + WARM_UP * size
+    split = Split(random.integers(0, 256, (count, *shape), np.uint8), random.integers(0, 10, count))
+    known = Statistics(mean=[0.5] * shape[0], std=[0.25] * shape[0], train=count, test=count, classes={"any": count})
+    data = Images(split, Pipeline(lab.transform, known), device, memory_format(compute))
+    model = build_model(lab.model).to(device)
+    yield model
+    run = loop.begin(model, lab.train, compute, seed=1)
+    for _ in range(epochs):
+        for epoch in loop.steps(run, data, lab.train, compute):
+            yield min(size, count - (epoch.step - 1) * size)
+        run.epoch = None
+
+
+def _plain(lab: Any, device: Any, shape: tuple[int, ...], images: int, workers: int) -> Iterator[Any]:
+    """The model, and after each step of a plain loop the number of its images."""
+    import numpy as np
+    import torch
+    from PIL import Image
+    from torch import nn
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+    from torchvision.datasets import VisionDataset
+
+    from stages.models import build_model
+
+    options, size = lab.transform, lab.train.batch_size
+    steps: list[Any] = []
+    if options.resize:
+        steps.append(transforms.Resize(options.resize))
+    if options.random_crop:
+        steps.append(transforms.RandomCrop(shape[1], padding=options.random_crop.padding))
+    if options.horizontal_flip:
+        steps.append(transforms.RandomHorizontalFlip(options.horizontal_flip))
+    steps += [transforms.ToTensor(), transforms.Normalize([0.5] * shape[0], [0.25] * shape[0])]
+    if options.permute:
+        order = torch.randperm(int(np.prod(shape[1:])))
+        steps.append(transforms.Lambda(lambda image: image.view(shape[0], -1)[:, order].view(shape)))
+
+    class Pictures(VisionDataset):  # type: ignore[misc]
+        """As torchvision's own datasets keep and give their images."""
+
+        def __init__(self, count: int) -> None:
+            super().__init__(root=".", transform=transforms.Compose(steps))
+            random = np.random.default_rng(0)
+            self.data = random.integers(0, 256, (count, *shape[1:], shape[0]), np.uint8)
+            self.targets = random.integers(0, 10, count).tolist()
+
+        def __len__(self) -> int:
+            return len(self.data)
+
+        def __getitem__(self, index: int) -> tuple[Any, int]:
+            return self.transform(Image.fromarray(self.data[index].squeeze())), self.targets[index]
+
+    model = build_model(lab.model).to(device)
+    yield model
+    loader: DataLoader[Any] = DataLoader(
+        Pictures(images + WARM_UP * size),
+        batch_size=size,
+        shuffle=True,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+    )
+    criterion = nn.CrossEntropyLoss() if lab.train.loss == "cross_entropy" else nn.NLLLoss()
+    rate = lab.train.optimizer.lr
+    optimizer = (
+        torch.optim.SGD(model.parameters(), lr=rate, momentum=lab.train.optimizer.momentum)
+        if lab.train.optimizer.name == "sgd"
+        else torch.optim.Adam(model.parameters(), lr=rate)
+    )
+    model.train()
+    running, right = 0.0, 0
+    for inputs, labels in loader:
+        inputs, labels = inputs.to(device), labels.to(device)
+        optimizer.zero_grad()
+        outputs = model(inputs)
+        loss = criterion(outputs, labels)
+        loss.backward()
+        optimizer.step()
+        running += loss.item()
+        right += (outputs.argmax(1) == labels).sum().item()
+        yield len(labels)
+
+
+def _mult_adds(model: Any, shape: tuple[int, ...]) -> int:
+    import torchinfo
+
+    device = next(model.parameters()).device
+    return int(torchinfo.summary(model, input_size=(1, *shape), device=device, verbose=0).total_mult_adds)
+
+
+def _peak(device: Any, threads: int, precision: str) -> float:
+    """Floating-point operations a second of a matrix product."""
+    import torch
+
+    torch.set_num_threads(threads)
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    matrix = torch.randn(GEMM, GEMM, device=device).to(kind)
+    fastest = float("inf")
+    for _ in range(10):
+        clock = time.perf_counter()
+        matrix @ matrix
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        fastest = min(fastest, time.perf_counter() - clock)
+    return float(2 * GEMM**3 / fastest)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Where a lab computes, and how, as far as torch must be told before it begins."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from contextlib import suppress
+
+import torch
+
+from stages.learning.recipe import Compute
+from stages.program.options import UserError
+
+# Of glibc's mallopt: its numbers stand in a header of C, and what they are set to.
+_MALLOC_OPTIONS = {
+    "M_MMAP_MAX": (-4, 0),  # no tensor has pages of its own, which go back to the kernel with it
+    "M_TRIM_THRESHOLD": (-1, 2**31 - 1),  # bytes free at the end of the heap before some of it goes back
+    "M_TOP_PAD": (-2, 1 << 26),  # bytes got at once
+}
+
+
+def choose_device(compute: Compute) -> torch.device:
+    """Set threads and determinism for `compute`, and choose the device by LABDAG_DEVICE (auto, cpu, cuda).
+
+    `auto`, the default, takes a GPU that is there.
+
+    Raises:
+        UserError: LABDAG_DEVICE is none of the three, or asks for a GPU that is not there.
+    """
+    choice = os.environ.get("LABDAG_DEVICE", "auto")
+    if choice not in ("auto", "cpu", "cuda"):
+        raise UserError(f"LABDAG_DEVICE is {choice!r}, but should be auto, cpu or cuda.")
+    there = torch.cuda.is_available()
+    if choice == "cuda" and not there:
+        raise UserError("LABDAG_DEVICE is 'cuda', but torch finds no usable GPU; set it to auto or cpu.")
+    torch.set_num_threads(compute.threads)
+    _keep_freed_memory()
+    # fp32 means fp32: on a GPU torch's default is to let convolutions round to TF32.
+    torch.backends.cudnn.allow_tf32 = False
+    if choice == "cpu" or not there:
+        return torch.device("cpu")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(compute.deterministic)
+    torch.backends.cudnn.benchmark = not compute.deterministic
+    return torch.device("cuda")
+
+
+def memory_format(compute: Compute) -> torch.memory_format:
+    """The layout that images and weights have."""
+    return torch.channels_last if compute.channels_last else torch.contiguous_format
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library keep what torch frees for its next tensors, where it would give it back to the kernel.
+
+    It would have to be got again, and cleared, page by page, at every step.
+    """
+    with suppress(AttributeError):  # another C library than glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        for number, value in _MALLOC_OPTIONS.values():
+            mallopt(number, value)
