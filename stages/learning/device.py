@@ -54,7 +54,7 @@ def _keep_freed_memory() -> None:
     """Have the C library keep what torch frees for its next tensors, where it would give it back to the kernel.
 
     It would have to be got again, and cleared, page by page, at every step. A step of LeNet-5 takes up to 1.4 times as
-    long then (of 64 images, 1 CPU thread; in about every third process, as its heap happens to lie).
+    long then, as the heap of the process happens to lie (64 images, fp32, 1 CPU thread).
     """
     with suppress(AttributeError):  # another C library than glibc
         mallopt = ctypes.CDLL(None).mallopt
