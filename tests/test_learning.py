@@ -159,6 +159,38 @@ def test_only_training_images_are_cropped_and_flipped() -> None:
     assert torch.equal(first, pipeline(pixels, torch.Generator().manual_seed(0)))
 
 
+def test_batches_made_together_are_those_made_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = Split(RANDOM.integers(0, 256, (200, 3, 8, 8), np.uint8), RANDOM.integers(0, 10, 200))
+    known = KNOWN.model_copy(update={"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]})
+    options = NORMALIZE | {"resize": [10, 10], "permute": {"seed": 3}}
+    options["normalize"] = {"by": "dataset"}
+    data = Images(split, Pipeline(Transform.model_validate(options), known), CPU)
+    order = torch.randperm(200)
+
+    together = list(data.batches(torch.split(order, 16)))
+    monkeypatch.setattr("stages.learning.images.TOGETHER", 0)
+    one_by_one = list(data.batches(torch.split(order, 16)))
+
+    assert [len(labels) for _, labels in together] == [16] * 12 + [8]
+    for mine, theirs in zip(together, one_by_one, strict=True):
+        assert torch.equal(mine[0], theirs[0])
+        assert mine[0].is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(mine[1], theirs[1])
+
+
+def test_augmentation_is_drawn_when_a_batchs_turn_comes() -> None:
+    split = Split(RANDOM.integers(0, 256, (64, 1, 8, 8), np.uint8), RANDOM.integers(0, 10, 64))
+    options = Transform.model_validate(NORMALIZE | {"random_crop": {"padding": 2}})
+    random = torch.Generator().manual_seed(0)
+    batches = Images(split, Pipeline(options, KNOWN), CPU).batches(torch.split(torch.arange(64), 16), random)
+
+    next(batches)
+
+    after_one = torch.Generator().manual_seed(0)
+    torch.randint(5, (2, 16), generator=after_one)
+    assert torch.equal(random.get_state(), after_one.get_state())
+
+
 def test_statistics_equal_numpys_in_float64() -> None:
     pixels = RANDOM.integers(0, 256, (50, 3, 9, 7), np.uint8)
     split = Split(pixels, RANDOM.integers(0, 2, 50))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -87,6 +88,15 @@ class Pipeline:
         self._transform = transform
         self._mean, self._std = normalization(transform, statistics)
 
+    def shape(self, image: Sequence[int]) -> list[int]:
+        """Shape C×H×W of the input that an image of shape C×H×W becomes."""
+        return self._transform.shape(image)
+
+    def draws(self, random: torch.Generator | None) -> bool:
+        """Whether inputs depend on what `random` gives."""
+        options = self._transform
+        return random is not None and (options.random_crop is not None or options.horizontal_flip is not None)
+
     def __call__(self, images: Tensor, random: torch.Generator | None = None) -> Tensor:
         """Turn uint8 N×C×H×W into the model's input, float32 N×C×H'×W'.
 
@@ -143,8 +153,7 @@ def normalize(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
     Returns:
         float32, N×C×H×W.
     """
-    scaled = images.float().div_(255)
-    return scaled.sub_(scaled.new_tensor(mean).view(-1, 1, 1)).div_(scaled.new_tensor(std).view(-1, 1, 1))
+    return images.float().div_(255).sub_(_by_channel((*mean,), images.device)).div_(_by_channel((*std,), images.device))
 
 
 def resize(images: Tensor, size: Sequence[int]) -> Tensor:
@@ -176,8 +185,20 @@ def horizontal_flip(images: Tensor, probability: float, random: torch.Generator)
 
 def permute(images: Tensor, seed: int) -> Tensor:
     """Put the pixels of images N×C×H×W into the order that `seed` gives, the same for every image and channel."""
+    pixels = images.flatten(2)
+    return pixels[:, :, _order(pixels.shape[2], seed, images.device)].view_as(images)
+
+
+# What is the same for each batch stays on the device: to send it there, the device would have to be waited for.
+@lru_cache(maxsize=8)
+def _by_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
     import torch
 
-    pixels = images.flatten(2)
-    order = torch.randperm(pixels.shape[2], generator=torch.Generator().manual_seed(seed))
-    return pixels[:, :, order.to(images.device)].view_as(images)
+    return torch.tensor(values, device=device).view(-1, 1, 1)
+
+
+@lru_cache(maxsize=8)
+def _order(count: int, seed: int, device: torch.device) -> Tensor:
+    import torch
+
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(device)
