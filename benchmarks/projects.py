@@ -27,8 +27,9 @@ def copy_project(folder: Path) -> None:
 
 
 def run(folder: Path, *command: str) -> str:
-    """What a command prints; ends the program where it fails."""
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    """What a command prints, `labdag` and `dvc` being those of this Python; ends the program where it fails."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | {"PATH": path})
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
     return done.stdout

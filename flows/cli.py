@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 import signal
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from rich.table import Table
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 # Columns that may be broken where a terminal is narrow, but not into less than so many characters; and those that are
 # left out there, in this order.
-LONG = ("report", "state", "why", "found", "advice", "difference")
+LONG = ("report", "state", "why", "found", "advice", "difference", "remark")
 LEAST_WIDTH = 24
 SPARED = ("model", "dataset", "best_epoch", "parameters", "seconds", "reused")
 
@@ -221,6 +222,77 @@ def plan(
         f"{count} {will}" for will in Will if (count := sum(step.will is will for step in steps)) or will in always
     ]
     print(f"{summary.counted(len(steps))}: {', '.join(counts)}")
+
+
+@app.command()
+def diff(
+    old: Annotated[
+        str, typer.Argument(metavar="[REV]", help="A git revision, a DVC experiment, or 'workspace'.")
+    ] = "HEAD",
+    new: Annotated[str, typer.Argument(metavar="[REV]", help="Another one.")] = "workspace",
+    targets: Annotated[
+        list[str] | None,
+        typer.Option("--target", "-t", metavar="LAB", help="Only this result; may be given again.", show_default=False),
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--md", help="Print a Markdown table, as for a pull request.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Print DVC's own `params diff` and `metrics diff`.")] = False,
+) -> None:
+    """Show what was changed between two revisions, and what it did to each result."""
+    root = _project()
+    if sum((markdown, as_json, raw)) > 1:
+        raise MistakeError("--md, --json and --raw exclude each other.")
+    if raw:
+        _print_raw_diff(old, new)
+        return
+    from flows import compare
+    from flows.revisions import WORKSPACE, History
+
+    with History(root) as history:
+        before, after = history.read(old), history.read(new)
+        lines = compare.diff(before, after, history.repeats, targets or ())
+    if as_json:
+        print(json.dumps([line.told() for line in lines], indent=2))
+        return
+    rows = []
+    for line in lines:
+        was, now, change, remark = compare.printed(line)
+        rows.append(
+            {"result": line.target, "what": line.what or "-", old: was, new: now, "change": change, "remark": remark}
+        )
+    if rows and not any(row["remark"] for row in rows):
+        rows = [{name: text for name, text in row.items() if name != "remark"} for row in rows]
+    if rows:
+        _print_markdown(rows) if markdown else _print(rows)
+    elif not any(revision.records for revision in (before, after)):
+        print(f"Nothing was ever run, neither in {old} nor in {new}; `labdag run` does.")
+    else:
+        print(f"No result of {new} differs from that of {old}.")
+    for revision in (before, after):
+        if edited := revision.edited():
+            how = (
+                "`labdag run` brings it up to date" if revision.name == WORKSPACE else "its commit came before the run"
+            )
+            print(f"In {revision.name}, {edited} has another value than the results were made with: {how}.")
+
+
+def _print_raw_diff(old: str, new: str) -> None:
+    import subprocess
+
+    for kind in ("params", "metrics"):
+        command = [sys.executable, "-m", "dvc", kind, "diff", old, *(() if new == "workspace" else (new,))]
+        if code := subprocess.run(command).returncode:
+            raise typer.Exit(code)
+
+
+def _print_markdown(rows: list[dict[str, str]]) -> None:
+    def line(cells: Iterable[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    print(line(rows[0]))
+    print(line(":---" if name in ("result", "what", "remark") else "---:" for name in rows[0]))
+    for row in rows:
+        print(line(row.values()))
 
 
 @app.command()

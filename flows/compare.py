@@ -1,14 +1,25 @@
-"""The metrics of a pipeline, and what became of them since a revision."""
+"""The metrics of a pipeline, what became of them since a revision, and what two revisions differ in."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import difflib
+import fnmatch
+import math
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from flows.graph import Pipeline
+from flows.graph import GraphError, Pipeline, Stage
+from flows.revisions import Record, Revision, flat
+from flows.targets import results
 
 DEPTH = 2  # levels of a metrics file that tables show; `dvc metrics show` and `dvc metrics diff` show all
 MISSING = "-"
+MOST = 3  # figures of a family that are shown because they gained most, and as many that lost most
+FILES = 5  # files that are shown one by one
+REPEATS = 3  # runs with different seeds from which their noise can be told
+WIDE = 2 * math.sqrt(2)  # standard deviations within which the difference of two runs stays by chance, 19 times in 20
 
 Rows = list[dict[str, Any]]
 
@@ -47,6 +58,199 @@ def leaves(values: Any, depth: int = DEPTH) -> Iterator[tuple[str, Any]]:
                 yield str(name), value
             elif depth > 1:
                 yield from ((f"{name}.{inner}", leaf) for inner, leaf in leaves(value, depth - 1))
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that two revisions differ in.
+
+    Attributes:
+        target: the result that it is of, such as a lab.
+        what: the param, file or metric; empty where it is the result itself that one revision does not have.
+        old: its value in the older revision; None where it has none.
+        new: its value in the newer one.
+        style: the format to print values in; may be empty.
+        noise: standard deviation of the value over runs with different seeds, where it is known.
+        repeats: how many of those runs there are.
+        remark: what else there is to say.
+    """
+
+    target: str
+    what: str
+    old: Any = None
+    new: Any = None
+    style: str = ""
+    noise: float | None = None
+    repeats: int = 0
+    remark: str = ""
+
+    @property
+    def change(self) -> float | None:
+        """The new value less the old one, if both are numbers."""
+        if not (_is_number(self.old) and _is_number(self.new)):
+            return None
+        return float(self.new - self.old)
+
+    @property
+    def is_chance(self) -> bool | None:
+        """Whether another seed alone may make such a difference; None where it is not known."""
+        if self.noise is None or self.change is None:
+            return None
+        return abs(self.change) <= WIDE * self.noise
+
+    def told(self) -> dict[str, Any]:
+        """The line as JSON has it."""
+        return {
+            "result": self.target,
+            "what": self.what,
+            "old": self.old,
+            "new": self.new,
+            "change": self.change,
+            "noise": self.noise,
+            "repeats": self.repeats,
+            "is_chance": self.is_chance,
+            "remark": self.remark,
+        }
+
+
+Repeats = Callable[[Revision, Iterable[str], str], Mapping[Any, Mapping[str, Any]]]
+
+
+def diff(old: Revision, new: Revision, repeats: Repeats, chosen: Iterable[str] = ()) -> list[Line]:
+    """What two revisions differ in: for each result the params and files that were changed, and the metrics.
+
+    Args:
+        old: the older revision.
+        new: the newer one.
+        repeats: tells the metrics of the same stages with other seeds, as `History.repeats` does.
+        chosen: the results that it is about; none means all.
+
+    Raises:
+        GraphError: one of those chosen is in neither revision.
+    """
+    sides = [results(revision.stages) for revision in (old, new)]
+    known = list(dict.fromkeys([*sides[1], *sides[0]]))
+    chosen = list(chosen) or known
+    for target in chosen:
+        if target not in known:
+            near = difflib.get_close_matches(target, known, n=1, cutoff=0.5)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise GraphError(f"Neither {old.name} nor {new.name} has a result '{target}'.{hint}")
+    lines: list[Line] = []
+    for target in chosen:
+        before: dict[str, Stage] = sides[0].get(target, {})
+        after: dict[str, Stage] = sides[1].get(target, {})
+        was, now = (_records(revision, stages) for revision, stages in ((old, before), (new, after)))
+        if was and now:
+            lines += _lines(target, was, now, {**before, **after}, _spread(new, after, repeats))
+        elif was or now:
+            there, lacking, stages = (old, new, after) if was else (new, old, before)
+            why = f"{lacking.name} has it, but never ran it" if stages else f"{lacking.name} has no such result"
+            lines.append(Line(target, "", remark=f"only in {there.name}: {why}"))
+    return lines
+
+
+def _records(revision: Revision, stages: Iterable[str]) -> dict[str, Record]:
+    """Records of stages of which at least one that tells figures was run."""
+    found = {name: revision.records[name] for name in stages if name in revision.records}
+    return found if any(record.metrics or record.missing for record in found.values()) else {}
+
+
+def _lines(
+    target: str,
+    was: Mapping[str, Record],
+    now: Mapping[str, Record],
+    stages: Mapping[str, Stage],
+    spread: Mapping[str, tuple[float, int]],
+) -> Iterator[Line]:
+    old, new = ({k: v for record in side.values() for k, v in record.params.items()} for side in (was, now))
+    for name in dict.fromkeys([*old, *new]):
+        if old.get(name) != new.get(name):
+            yield Line(target, name.partition(f".{target}.")[2] or name, old.get(name), new.get(name))
+    old, new = ({k: v for record in side.values() for k, v in record.files.items()} for side in (was, now))
+    changed = sorted(path for path in {**old, **new} if old.get(path) != new.get(path))
+    for path in changed[:FILES]:
+        yield Line(target, path, _short(old.get(path)), _short(new.get(path)))
+    if len(changed) > FILES:
+        yield Line(target, f"and {len(changed) - FILES} more files")
+    styles = {name: style for stage in stages.values() for name, style in stage.meta.summary.items()}
+    families = {pattern: style for stage in stages.values() for pattern, style in stage.meta.extremes.items()}
+    old, new = (dict(_figures(side.values())) for side in (was, now))
+    is_whole = not any(record.missing for side in (was, now) for record in side.values())
+    known = [name for name in dict.fromkeys([*old, *new]) if is_whole or (name in old and name in new)]
+    moved = [name for name in known if old.get(name) != new.get(name)]
+    for name in (name for name in moved if "." not in name):
+        noise, count = spread.get(name, (None, 0))
+        yield Line(target, name, old.get(name), new.get(name), styles.get(name, ""), noise, count)
+    for pattern, style in families.items():
+        members = [Line(target, name, old[name], new[name], style) for name in moved
+                   if name in old and name in new and fnmatch.fnmatchcase(name, pattern)]  # fmt: skip
+        members.sort(key=lambda line: line.change or 0.0, reverse=True)
+        yield from [line for line in members if (line.change or 0) > 0][:MOST]
+        yield from [line for line in members if (line.change or 0) < 0][-MOST:]
+    for side in (was, now):
+        for path in (path for record in side.values() for path in record.missing):
+            yield Line(target, path, remark="its content is not in DVC's cache; `dvc fetch` may have it")
+
+
+def _figures(records: Iterable[Record]) -> Iterator[tuple[str, Any]]:
+    for record in records:
+        for values in record.metrics.values():
+            yield from flat(values)
+
+
+def _spread(revision: Revision, stages: Mapping[str, Stage], repeats: Repeats) -> dict[str, tuple[float, int]]:
+    """Standard deviation of each figure of a result over seeds, and over how many; as far as it is known."""
+    seed = next((stage.meta.seed for stage in stages.values() if stage.meta.seed), None)
+    runs = repeats(revision, stages, seed) if seed else {}
+    if len(runs) < REPEATS:
+        return {}
+    figures = [dict(pair for values in metrics.values() for pair in flat(values)) for metrics in runs.values()]
+    return {
+        name: (statistics.stdev(run[name] for run in figures), len(figures))
+        for name in figures[0]
+        if all(_is_number(run.get(name)) for run in figures)
+    }
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _short(digest: str | None) -> str | None:
+    return None if digest is None else digest[:7]
+
+
+def printed(line: Line) -> tuple[str, str, str, str]:
+    """The old value of a line, the new one, the change and what there is to say of it, as a person reads them."""
+    old, new = (MISSING if value is None else _styled(value, line.style) for value in (line.old, line.new))
+    change = MISSING if line.change is None else _signed(line.change, line.style)
+    remark = line.remark
+    if line.is_chance is not None:
+        how = "within" if line.is_chance else "more than"
+        remark = f"{how} the noise of the seed, ± {_size(line.noise or 0, line.style)} over {line.repeats} runs"
+    return old, new, change, remark
+
+
+def _styled(value: Any, style: str) -> str:
+    if isinstance(value, float) and not style:
+        style = ".4g"
+    try:
+        return format(value, style)
+    except (ValueError, TypeError):
+        return str(value)
+
+
+def _size(value: float, style: str) -> str:
+    if style.endswith("%"):
+        return f"{format(value, style)[:-1]} points"
+    return f"{value:.3g}"
+
+
+def _signed(change: float, style: str) -> str:
+    if style.endswith("%"):
+        return f"{format(change, '+' + style)[:-1]} points"
+    return f"{change:+.4g}"
 
 
 def _change(was: Any, is_now: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,6 +11,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.git import GitError, git
 from flows.meta import Meta, MetaError, parse
 
 if TYPE_CHECKING:
@@ -186,9 +186,9 @@ class Pipeline:
         self._mutex = threading.RLock()
         self._hashes: dict[str, tuple[tuple[int, ...], Any]] = {}
         self._params: dict[str, tuple[tuple[int, ...], Any]] = {}
-        self._repo = _opened(root)
+        self._repo = opened(root)
         self._read()
-        self.stages = self._all()
+        self.stages = stages_of(self._repo)
 
     def __enter__(self) -> Pipeline:
         return self
@@ -200,7 +200,7 @@ class Pipeline:
         """Why the stage would not be skipped, seen for itself; empty if it is fresh."""
         from dvc.exceptions import DvcException
 
-        with self._mutex, _told_by_dvc():
+        with self._mutex, told_by_dvc():
             node = self._node(name)
             entries = [*node.deps, *node.outs]
             if entries and not any(entry.hash_info for entry in entries):
@@ -214,7 +214,7 @@ class Pipeline:
                 except DvcException as error:
                     status = {str(out): str(error)}
                 for path, what in status.items():
-                    is_lost = what == "deleted" and not self._is_run(node)
+                    is_lost = what == "deleted" and not _is_run(node)
                     found.append(Change(f"{path} {_OF_OUTS.get(what, what)}", is_fatal=is_lost, of_out=True))
             if node.changed_stage():
                 found.append(Change("its command changed"))
@@ -232,7 +232,7 @@ class Pipeline:
         from dvc.stage.serialize import to_single_stage_lockfile
         from dvc_data.hashfile.meta import Meta
 
-        with self._mutex, _told_by_dvc():
+        with self._mutex, told_by_dvc():
             node = self._node(name)
             if not (node.cmd and node.deps and node.outs) or node.always_changed or node.frozen:
                 return None
@@ -286,15 +286,15 @@ class Pipeline:
 
     def recorded(self, name: str) -> set[str]:
         """Paths, from the root, of those of the stage's outputs that dvc.lock has."""
-        with self._mutex, _told_by_dvc():
+        with self._mutex, told_by_dvc():
             outs = [out for out in self._node(name).outs if out.hash_info and out.is_in_repo]
-            return {_relative(self._repo, out) for out in outs}
+            return {relative(self._repo, out) for out in outs}
 
     def hashes(self, name: str) -> dict[str, tuple[str, str]]:
         """The kind of hash and the hash of each output of the stage that dvc.lock has, by its path from the root."""
-        with self._mutex, _told_by_dvc():
+        with self._mutex, told_by_dvc():
             outs = [out for out in self._node(name).outs if out.hash_info and out.is_in_repo]
-            return {_relative(self._repo, out): (out.hash_info.name, out.hash_info.value) for out in outs}
+            return {relative(self._repo, out): (out.hash_info.name, out.hash_info.value) for out in outs}
 
     def made(self) -> set[str]:
         """Paths, from the root, of all that stages with something to run make."""
@@ -307,7 +307,7 @@ class Pipeline:
         for dep in (dep for name in names for dep in self._nodes[name].deps):
             maker = self._maker(dep.fs_path)
             if dep.is_in_repo and (maker is None or not self.stages[maker].is_run):
-                found.add(_relative(self._repo, dep))
+                found.add(relative(self._repo, dep))
         inside = (Path(path) for path in self._definitions() if Path(path).is_relative_to(self.root))
         return found | {path.relative_to(self.root).as_posix() for path in inside if path.exists()}
 
@@ -325,7 +325,7 @@ class Pipeline:
 
         found = {}
         root = Path(self._repo.cache.local_cache_dir)
-        with self._mutex, _told_by_dvc():
+        with self._mutex, told_by_dvc():
             for out in (out for name in names if not self.stages[name].is_run for out in self._node(name).outs):
                 if not out.use_cache or not out.hash_info:
                     continue
@@ -341,7 +341,7 @@ class Pipeline:
         """The text of each lock file, by its path from the root, with entries only of stages with nothing to run."""
         from dvc.utils.serialize import dumps_yaml, parse_yaml
 
-        kept = {(node.path, node.name) for name, node in self._nodes.items() if not self._is_run(node) and node.cmd}
+        kept = {(node.path, node.name) for name, node in self._nodes.items() if not _is_run(node) and node.cmd}
         found = {}
         for path in (path for path in self._files if path.endswith("dvc.yaml") and Path(_lock_of(path)).exists()):
             lock = _lock_of(path)
@@ -363,14 +363,14 @@ class Pipeline:
         from dvc.utils.serialize import PARSERS
 
         found = {}
-        with self._mutex, _told_by_dvc():
+        with self._mutex, told_by_dvc():
             for out in (out for name in names for out in self._node(name).outs if out.metric and out.is_in_repo):
                 source = Path(out.fs_path)
                 with suppress(OSError, ValueError, DvcException):
                     is_there = source.exists() and out.get_hash() == out.hash_info
                     place = source if is_there else Path(out.cache.oid_to_path(out.hash_info.value))
                     text = place.read_text(encoding="utf-8")
-                    found[_relative(self._repo, out)] = PARSERS[source.suffix.lower()](text, str(source))
+                    found[relative(self._repo, out)] = PARSERS[source.suffix.lower()](text, str(source))
         return found
 
     def metrics(self, names: Iterable[str], rev: str | None = None) -> dict[str, Any]:
@@ -385,7 +385,7 @@ class Pipeline:
 
         locks: dict[str, Any] = {}
         found = {}
-        with self._mutex, _told_by_dvc():
+        with self._mutex, told_by_dvc():
             for node in (self._nodes[name] for name in names if name in self._nodes):
                 for out in (out for out in node.outs if out.metric and out.is_in_repo):
                     source = Path(out.fs_path)
@@ -395,7 +395,7 @@ class Pipeline:
                             if rev is None
                             else self._committed(node, out, rev, locks)
                         )
-                        found[_relative(self._repo, out)] = PARSERS[source.suffix.lower()](text, str(source))
+                        found[relative(self._repo, out)] = PARSERS[source.suffix.lower()](text, str(source))
         return found
 
     def _committed(self, node: Any, out: Any, rev: str, locks: dict[str, Any]) -> str:
@@ -416,32 +416,11 @@ class Pipeline:
 
     def _read(self) -> None:
         nodes = list(self._repo.index.stages)
-        self._nodes = {_name(node): node for node in nodes}
+        self._nodes = {address(node): node for node in nodes}
         self._files = {node.path: node.dvcfile for node in nodes}
-        self._makers = {out.fs_path: _name(node) for node in nodes for out in node.outs}
+        self._makers = {out.fs_path: address(node) for node in nodes for out in node.outs}
         self._seen = self._definitions()
         self._locks: dict[str, tuple[int, ...]] = {path: _signature(_lock_of(path)) for path in self._files}
-
-    def _all(self) -> dict[str, Stage]:
-        edges = self._repo.index.graph
-        stages = {
-            name: Stage(
-                name=name,
-                # A frozen stage is not run, whatever is upstream of it.
-                upstream=() if node.frozen else tuple(sorted(map(_name, edges.successors(node)))),
-                is_run=self._is_run(node),
-                meta=_meta(node),
-                metrics=tuple(_relative(self._repo, out) for out in node.outs if out.metric and out.is_in_repo),
-                outs=tuple(
-                    Out(_relative(self._repo, out), bool(out.use_cache), bool(out.persist))
-                    for out in node.outs
-                    if out.is_in_repo
-                ),
-            )
-            for name, node in self._nodes.items()
-        }
-        order = TopologicalSorter({stage.name: stage.upstream for stage in stages.values()}).static_order()
-        return {name: stages[name] for name in order}
 
     def _definitions(self) -> dict[str, tuple[int, ...]]:
         """The files that define the stages, and a sign of each one's contents."""
@@ -508,10 +487,6 @@ class Pipeline:
                 is_gone = new is _NOTHING and key in dep.params and maker is None
                 yield Change(f"{dep}: {difference}", maker, is_gone)
 
-    @staticmethod
-    def _is_run(node: Any) -> bool:
-        return bool(node.cmd or node.is_import) and not node.frozen
-
     def _missing(self, dep: Any) -> Iterator[Change]:
         """What a stage needs that nothing will make."""
         from dvc.dependency import ParamsDependency
@@ -529,6 +504,31 @@ class Pipeline:
             (name for made, name in self._makers.items() if _overlap(path, made)),
             None,
         )
+
+
+def stages_of(repo: Repo) -> dict[str, Stage]:
+    """All stages of a repository that `opened` has opened, each after those that it depends on."""
+    edges = repo.index.graph
+    stages = {
+        address(node): Stage(
+            name=address(node),
+            # A frozen stage is not run, whatever is upstream of it.
+            upstream=() if node.frozen else tuple(sorted(map(address, edges.successors(node)))),
+            is_run=_is_run(node),
+            meta=_meta(node),
+            metrics=tuple(relative(repo, out) for out in node.outs if out.metric and out.is_in_repo),
+            outs=tuple(
+                Out(relative(repo, out), bool(out.use_cache), bool(out.persist)) for out in node.outs if out.is_in_repo
+            ),
+        )
+        for node in repo.index.stages
+    }
+    order = TopologicalSorter({stage.name: stage.upstream for stage in stages.values()}).static_order()
+    return {name: stages[name] for name in order}
+
+
+def _is_run(node: Any) -> bool:
+    return bool(node.cmd or node.is_import) and not node.frozen
 
 
 def _overlap(one: str, other: str) -> bool:
@@ -592,11 +592,10 @@ def _at_rev(path: Path, rev: str) -> str:
     Raises:
         FileNotFoundError: it is not there, or there is no such revision.
     """
-    command = ["git", "-C", str(path.parent), "show", f"{rev}:./{path.name}"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False)
-    if shown.returncode != 0:
-        raise FileNotFoundError(path)
-    return shown.stdout
+    try:
+        return git(path.parent, "show", f"{rev}:./{path.name}")
+    except GitError:
+        raise FileNotFoundError(path) from None
 
 
 def _signature(path: str | Path) -> tuple[int, ...]:
@@ -613,7 +612,7 @@ def _lock_of(path: str) -> str:
 
 
 @contextmanager
-def _told_by_dvc() -> Iterator[None]:
+def told_by_dvc() -> Iterator[None]:
     """Turn DVC's complaints into ours."""
     from dvc.exceptions import DvcException
 
@@ -659,14 +658,19 @@ def _check_lock(root: Path, path: Path) -> None:
         raise GraphError(f"{name} is not as DVC has written it: it was broken off, or edited. {mend}") from None
 
 
-def _opened(root: Path) -> Repo:
+def opened(root: Path) -> Repo:
+    """DVC's own view of the repository at `root`, of which all files are known to be readable.
+
+    Raises:
+        GraphError: as `load` says.
+    """
     from dvc.repo import Repo
 
     from flows.texts import quicken
 
     quicken()
     try:
-        with _told_by_dvc():
+        with told_by_dvc():
             repo = Repo(str(root))
             _ = repo.index.graph
             for file in {
@@ -680,7 +684,7 @@ def _opened(root: Path) -> Repo:
     return repo
 
 
-def _name(node: Any) -> str:
+def address(node: Any) -> str:
     """How DVC addresses the stage from the repository's root, wherever this process stands."""
     path, name = str(node.path_in_repo), getattr(node, "name", None)
     if name is None:
@@ -692,8 +696,9 @@ def _meta(node: Any) -> Meta:
     try:
         return parse(node.meta)
     except MetaError as error:
-        raise GraphError(f"{node.path_in_repo}: stage {_name(node)}: {error}") from None
+        raise GraphError(f"{node.path_in_repo}: stage {address(node)}: {error}") from None
 
 
-def _relative(repo: Repo, out: Any) -> str:
+def relative(repo: Repo, out: Any) -> str:
+    """The path of an output or a dependency from the repository's root."""
     return Path(out.fs_path).relative_to(repo.root_dir).as_posix()

@@ -21,6 +21,9 @@ class Meta:
 
     Attributes:
         summary: figures of the stage's metrics to show in tables, each with the format to print it in.
+        extremes: families of figures, `*` standing for any name, of which a comparison shows those that gained and lost
+            most, with the format of each.
+        seed: dotted name of the param that changes the figures by chance alone.
         report: the page that a person will want to open, a path from the repository's root.
         slots: how much of each resource the stage occupies while it runs (`{cpu: 2, gpu: 1}`).
         timeout: seconds after which it is ended and has failed; None lets it run for ever.
@@ -29,6 +32,8 @@ class Meta:
     """
 
     summary: Mapping[str, str] = field(default_factory=dict)
+    extremes: Mapping[str, str] = field(default_factory=dict)
+    seed: str | None = None
     report: str | None = None
     slots: Mapping[str, int] = field(default_factory=dict)
     timeout: float | None = None
@@ -81,6 +86,8 @@ def _is_slots(value: Any) -> bool:
 
 _SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "summary": (_is_summary, 'figures with the format of each, such as `meta.summary: {accuracy: ".2%"}`'),
+    "extremes": (_is_summary, 'families with the format of each, such as `meta.extremes: {per_class.*.f1: ".2%"}`'),
+    "seed": (lambda value: isinstance(value, str), "the name of a param, such as `meta.seed: train.seed`"),
     "report": (lambda value: isinstance(value, str), "the path of a page, such as `meta.report: results/report.html`"),
     "slots": (_is_slots, "a whole number for each resource, such as `meta.slots: {cpu: 2, gpu: 1}`"),
     "timeout": (lambda value: _is_seconds(value) and value > 0, "seconds, such as `meta.timeout: 3600`"),

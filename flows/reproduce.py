@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from pydantic import Field
 
 from flows import compare, graph, server, summary
 from flows.execute import Ending, Executor, Outcome
+from flows.git import GitError, git
 from flows.journal import Journal, Run
 from flows.schedule import Schedule, detected
 from flows.supervisor import sweep
@@ -353,9 +353,8 @@ def _show_metrics(pipeline: graph.Pipeline, names: list[str]) -> None:
 def _tag(folder: Path, targets: list[str]) -> None:
     """Tag the flow run with its targets and the state of the git repository."""
     tags = list(targets)
-    head = subprocess.run(["git", "-C", folder, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    if head.returncode == 0:
-        status = subprocess.run(["git", "-C", folder, "status", "--porcelain"], capture_output=True, text=True)
-        tags += [f"git {head.stdout.strip()}", "dirty" if status.stdout else "clean"]
+    with suppress(GitError):  # there is no git repository, or no commit yet
+        head, edits = git(folder, "rev-parse", "--short", "HEAD"), git(folder, "status", "--porcelain")
+        tags += [f"git {head.strip()}", "dirty" if edits else "clean"]
     with get_client(sync_client=True) as client:
         client.update_flow_run(UUID(str(flow_run.id)), tags=tags)

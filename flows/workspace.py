@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flows.files import remove
+from flows.git import GitError, git
 from flows.graph import GraphError, Pipeline
 
 CACHE = ".dvc/cache"  # of the copy
@@ -44,7 +45,7 @@ def isolated(pipeline: Pipeline, names: Iterable[str], purpose: str) -> Iterator
         try:
             try:
                 copy = _copied(pipeline, list(names), place)
-            except OSError as error:
+            except (OSError, GitError) as error:
                 raise GraphError(f"The repository can't be copied: {error}") from None
             yield copy
         finally:
@@ -53,14 +54,14 @@ def isolated(pipeline: Pipeline, names: Iterable[str], purpose: str) -> Iterator
 
 def _copied(pipeline: Pipeline, names: list[str], place: Path) -> Path:
     root = pipeline.root
-    top = Path(_git(root, "rev-parse", "--show-toplevel").rstrip("\n"))
+    top = Path(git(root, "rev-parse", "--show-toplevel").rstrip("\n"))
     copy = place / root.relative_to(top)
     # The clone reads the repository's own objects, and copies none.
-    _git(root, "clone", "--quiet", "--shared", "--no-checkout", str(top), str(place))
+    git(root, "clone", "--quiet", "--shared", "--no-checkout", str(top), str(place))
     for name in sorted(pipeline.sources(names)):  # a folder before what lies in it
         _copy(root / name, copy / name)
-    listed = _git(top, "ls-files", "-z", "--cached", "--recurse-submodules")
-    listed += _git(top, "ls-files", "-z", "--others", "--exclude-standard")
+    listed = git(top, "ls-files", "-z", "--cached", "--recurse-submodules")
+    listed += git(top, "ls-files", "-z", "--others", "--exclude-standard")
     made = [root / path for path in (*pipeline.made(), *pipeline.locks())]
     for path in (top / name for name in listed.split("\0") if name):
         if any(path == out or out in path.parents for out in made):
@@ -78,10 +79,10 @@ def _copied(pipeline: Pipeline, names: list[str], place: Path) -> Path:
             os.link(path, target)  # nobody writes into what is in a cache
         except OSError:
             shutil.copy2(path, target)
-    index = top / _git(top, "rev-parse", "--git-path", "index").rstrip("\n")
+    index = top / git(top, "rev-parse", "--git-path", "index").rstrip("\n")
     _copy(index, place / ".git" / "index")  # so that git tracks here what it tracks there
     _copy(root / ".dvc" / "config.local", copy / ".dvc" / "config.local")
-    _asked([sys.executable, "-m", "dvc", "config", "--local", "cache.dir", CACHE], copy)
+    configure(copy, "cache.dir", CACHE)
     return copy
 
 
@@ -107,13 +108,13 @@ def _link(source: Path, target: Path, top: Path, place: Path) -> None:
     target.symlink_to(aim)
 
 
-def _git(folder: Path, *arguments: str) -> str:
-    return _asked(["git", *arguments], folder)
+def configure(root: Path, name: str, value: str) -> None:
+    """Set an option of DVC in a repository, for this copy of it alone.
 
-
-def _asked(command: list[str], folder: Path) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
+    Raises:
+        GraphError: DVC refuses it.
+    """
+    command = [sys.executable, "-m", "dvc", "config", "--local", name, value]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        said = (os.fsdecode(done.stderr).strip() or f"{command[0]} failed").splitlines()[-1]
-        raise GraphError(f"The repository can't be copied: {said}")
-    return os.fsdecode(done.stdout)
+        raise GraphError(f"DVC can't be told {name}: {done.stderr.strip() or 'it failed'}")

@@ -1,0 +1,254 @@
+"""What revisions hold: with which params and files results were made there, and the metrics that came of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.git import GitError, git
+from flows.graph import GraphError, Stage, address, opened, relative, stages_of, told_by_dvc
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+
+WORKSPACE = "workspace"
+DEFAULT_PARAMS = "params.yaml"
+EXPERIMENTS = "refs/exps"
+_EXPERIMENT = re.compile(rf"{EXPERIMENTS}/([0-9a-f]{{2}})/([0-9a-f]{{38}})/")  # and not what DVC runs just now
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a stage was run last, as dvc.lock has it.
+
+    Attributes:
+        params: each value that it read, by its dotted name.
+        files: hash of each file that it read and no stage makes, by path from the root.
+        metrics: what its metrics files held, by path from the root.
+        missing: metrics files that DVC's cache does not have, and that are not there either.
+        edited: dotted names of params that have another value in the revision than the stage was run with.
+    """
+
+    params: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    edited: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A revision of the repository.
+
+    Attributes:
+        name: as it was asked for.
+        stages: all that it has, each after those that it depends on.
+        records: of those that were run.
+    """
+
+    name: str
+    stages: dict[str, Stage]
+    records: dict[str, Record]
+
+    def edited(self) -> str:
+        """Names of params that were edited after the results were made; empty where there are none."""
+        names = dict.fromkeys(name for record in self.records.values() for name in record.edited)
+        return ", ".join(names)
+
+
+class History:
+    """The revisions of the repository at `root`.
+
+    Raises:
+        GraphError: the repository can't be read; here and in each method.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._repo = opened(root)
+
+    def __enter__(self) -> History:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._repo.close()
+
+    def read(self, name: str) -> Revision:
+        """Look at a git revision, a DVC experiment, or `workspace`.
+
+        Raises:
+            GraphError: there is no such revision, or it has no pipeline.
+        """
+        from dvc.exceptions import NotDvcRepoError
+        from dvc.repo.brancher import switch
+        from dvc.scm import NoSCM, RevError
+
+        if name == WORKSPACE:
+            return _revision(self._repo, name)
+        if isinstance(self._repo.scm, NoSCM):
+            raise GraphError(f"{self.root} is no git repository, so it has no revision '{name}'.")
+        try:
+            with switch(self._repo, name):
+                return _revision(self._repo, name)
+        except RevError:
+            raise GraphError(
+                f"There is no revision '{name}': neither git (`git log --oneline`) nor DVC (`dvc exp list --all`) "
+                "knows it."
+            ) from None
+        except NotDvcRepoError:
+            raise GraphError(f"The revision {name} has no DVC repository.") from None
+
+    def repeats(self, revision: Revision, names: Iterable[str], seed: str) -> dict[Any, dict[str, Any]]:
+        """The metrics of the same stages with other seeds: of DVC's experiments, and of the commits they began with.
+
+        Args:
+            revision: with whose params.
+            names: of the stages.
+            seed: dotted name of the param that may differ.
+
+        Returns:
+            For each value of the seed what the metrics files held, by path from the root; the revision's own, too.
+        """
+        records = {name: revision.records[name] for name in names if name in revision.records}
+        own = {key: value for record in records.values() for key, value in record.params.items() if key == seed}
+        if not own or any(record.missing for record in records.values()):
+            return {}
+        found = {own[seed]: _merged(record.metrics for record in records.values())}
+        for commit in self._experiments():
+            with suppress(OSError, KeyError, TypeError, GitError):
+                value, metrics = self._repeat(commit, records, seed)
+                found.setdefault(value, metrics)
+        return found
+
+    def _experiments(self) -> list[str]:
+        """The commits of DVC's experiments, and those that they began with."""
+        refs = git(self.root, "for-each-ref", "--format=%(refname) %(objectname)", EXPERIMENTS)
+        found = [(match, line.rpartition(" ")[2]) for line in refs.splitlines() if (match := _EXPERIMENT.match(line))]
+        return list(dict.fromkeys([*(commit for _, commit in found), *("".join(match.groups()) for match, _ in found)]))
+
+    def _repeat(self, commit: str, records: Mapping[str, Record], seed: str) -> tuple[Any, dict[str, Any]]:
+        """The seed and the metrics of an experiment that has the same params otherwise.
+
+        Raises:
+            OSError, KeyError, TypeError, GitError: it is none, or its metrics are not in the cache.
+        """
+        from flows.texts import parse
+
+        locks: dict[str, Any] = {}
+        seeds, metrics = set(), {}
+        for name, record in records.items():
+            lock, stage = _locked_in(name)
+            if lock not in locks:
+                locks[lock] = parse(git(self.root, "show", f"{commit}:./{lock}"), lock)["stages"]
+            entry = locks[lock][stage]
+            params: dict[str, Any] = {}
+            for path, values in entry.get("params", {}).items():
+                params |= flat(values, _prefix((Path(lock).parent / path).as_posix()))
+            seeds |= {params[seed]} if seed in params else set()
+            if {**params, seed: None} != {**record.params, seed: None}:
+                raise KeyError(name)
+            hashes = {(Path(lock).parent / out["path"]).as_posix(): out["md5"] for out in entry.get("outs", ())}
+            for path in record.metrics:
+                text = Path(self._repo.cache.local.oid_to_path(hashes[path])).read_text(encoding="utf-8")
+                metrics[path] = _parsed(text, path)
+        (value,) = seeds or {None}
+        if value is None:
+            raise KeyError(seed)
+        return value, metrics
+
+
+def _revision(repo: Repo, name: str) -> Revision:
+    with told_by_dvc():
+        stages = stages_of(repo)
+        made = {out.path for stage in stages.values() for out in stage.outs}
+        records = {address(node): _record(repo, node, made) for node in repo.index.stages if _was_run(node)}
+    return Revision(name, stages, records)
+
+
+def _was_run(node: Any) -> bool:
+    return any(entry.hash_info for entry in (*node.deps, *node.outs))
+
+
+def _record(repo: Repo, node: Any, made: set[str]) -> Record:
+    from dvc.dependency import ParamsDependency
+    from dvc.dependency.param import read_param_file
+
+    params: dict[str, Any] = {}
+    files: dict[str, str] = {}
+    edited: list[str] = []
+    for dep in node.deps:
+        if isinstance(dep, ParamsDependency):
+            path = relative(repo, dep)
+            prefix = _prefix(path)
+            then = dict(flat(dep.hash_info.value or {}, prefix))
+            now: dict[str, Any] = {}
+            with suppress(OSError):
+                now = dict(flat(read_param_file(repo.fs, dep.fs_path, list(dep.params), flatten=True), prefix))
+            params |= then
+            edited += [key for key in {**then, **now} if then.get(key) != now.get(key)]
+        elif dep.is_in_repo and dep.hash_info and not _is_made(relative(repo, dep), made):
+            files[relative(repo, dep)] = str(dep.hash_info.value)
+    metrics: dict[str, Any] = {}
+    missing: list[str] = []
+    for out in node.outs:
+        if out.metric and out.is_in_repo:
+            try:
+                metrics[relative(repo, out)] = _held(repo, out)
+            except OSError:
+                missing.append(relative(repo, out))
+    return Record(params, files, metrics, tuple(missing), tuple(edited))
+
+
+def _is_made(path: str, made: set[str]) -> bool:
+    return path in made or any(str(parent) in made for parent in Path(path).parents)
+
+
+def _held(repo: Repo, out: Any) -> Any:
+    """What a metrics file holds.
+
+    Raises:
+        OSError: it is nowhere to be had.
+    """
+    if out.use_cache and not (repo.fs.protocol == "local" and repo.fs.exists(out.fs_path)):
+        text = Path(out.cache.oid_to_path(out.hash_info.value)).read_text(encoding="utf-8")
+    else:
+        with repo.fs.open(out.fs_path, "r", encoding="utf-8") as file:
+            text = file.read()
+    return _parsed(text, out.fs_path)
+
+
+def _parsed(text: str, path: str) -> Any:
+    """What the text of a metrics file says; nothing if it is not of a format that DVC knows."""
+    from dvc.utils.serialize import PARSERS, ParseError
+
+    with suppress(ParseError, KeyError):
+        return PARSERS[Path(path).suffix.lower()](text, path)
+    return {}
+
+
+def _merged(metrics: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    return {path: values for held in metrics for path, values in held.items()}
+
+
+def _locked_in(name: str) -> tuple[str, str]:
+    """The lock file that has a stage of a dvc.yaml, from the root, and what the stage is called there."""
+    file, _, stage = name.rpartition(":")
+    return (file or "dvc.yaml").removesuffix(".yaml") + ".lock", stage
+
+
+def _prefix(path: str) -> str:
+    """What the names of params of a file begin with, so that they are not those of another file."""
+    return "" if path == DEFAULT_PARAMS else f"{path}:"
+
+
+def flat(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a tree of mappings, by their dotted names."""
+    if isinstance(values, Mapping) and values:
+        for key, value in values.items():
+            yield from flat(value, f"{name}{'.' if name and name[-1] not in ':.' else ''}{key}")
+    else:
+        yield name, list(values) if isinstance(values, tuple) else values

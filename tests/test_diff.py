@@ -1,0 +1,162 @@
+"""`labdag diff`: what was changed between two revisions, and what it did to each result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import edit_params, run
+
+PIPELINE = """
+stages:
+  train:
+    foreach: ${labs}
+    do:
+      cmd: python train.py ${key}
+      deps: [train.py]
+      params: ["labs.${key}"]
+      metrics: ["${key}.json"]
+      meta:
+        summary: {accuracy: ".1%"}
+        extremes: {"per_class.*.f1": ".0%"}
+        seed: labs.${key}.seed
+"""
+PARAMS = "labs:\n  a: {lr: 1, seed: 1}\n  b: {lr: 1, seed: 1}\n"
+TRAIN = """
+import json, sys, yaml
+lab = yaml.safe_load(open("params.yaml"))["labs"][sys.argv[1]]
+chance = {1: 0, 2: 0.01, 3: -0.01}[lab["seed"]]
+classes = {str(i): {"f1": 0.5 + lab["lr"] * (i - 4) / 100} for i in range(9)}
+found = {"accuracy": 0.5 + lab["lr"] / 10 + chance, "loss": 1 / lab["lr"], "per_class": classes}
+json.dump(found, open(f"{sys.argv[1]}.json", "w"))
+"""
+
+
+@pytest.fixture
+def labs(toy: Callable[..., Path]) -> Path:
+    """Two labs, run and committed."""
+    folder = toy(PIPELINE, **{"params.yaml": PARAMS, "train.py": TRAIN})
+    run("dvc", "repro", "--quiet", cwd=folder)
+    commit(folder)
+    return folder
+
+
+def commit(folder: Path) -> None:
+    run("git", "add", "--all", cwd=folder)
+    run("git", "commit", "--quiet", "--message", "Change", cwd=folder)
+
+
+def lines(folder: Path, *arguments: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(run("labdag", "diff", "--json", *arguments, cwd=folder).stdout)
+    return found
+
+
+def refusal(folder: Path, *arguments: str) -> str:
+    done = run("labdag", "diff", *arguments, cwd=folder, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_what_was_changed_and_what_it_did(labs: Path) -> None:
+    edit_params(labs, labs__a__lr=2)
+    run("dvc", "repro", "--quiet", cwd=labs)
+    found = lines(labs)
+    assert {line["result"] for line in found} == {"a"}
+    assert [(line["what"], line["old"], line["new"]) for line in found[:3]] == [
+        ("lr", 1, 2),
+        ("accuracy", 0.6, 0.7),
+        ("loss", 1.0, 0.5),
+    ]
+    # Of nine classes the three that gained most and the three that lost most; of these two it is the whole family
+    # but the middle one, which stays, and the two next to it.
+    assert [line["what"] for line in found[3:]] == [f"per_class.{i}.f1" for i in (8, 7, 6, 2, 1, 0)]
+
+    shown = run("labdag", "diff", cwd=labs).stdout
+    assert "60.0%" in shown
+    assert "+10.0 points" in shown
+    commit(labs)
+    assert run("labdag", "diff", cwd=labs).stdout == "No result of workspace differs from that of HEAD.\n"
+    table = run("labdag", "diff", "--md", "HEAD~1", "HEAD", cwd=labs).stdout.splitlines()
+    assert table[:3] == [
+        "| result | what | HEAD~1 | HEAD | change |",
+        "| :--- | :--- | ---: | ---: | ---: |",
+        "| a | lr | 1 | 2 | +1 |",
+    ]
+    raw = run("labdag", "diff", "--raw", "HEAD~1", "HEAD", cwd=labs).stdout
+    assert "labs.a.lr" in raw
+    assert "per_class.0.f1" in raw
+
+
+def test_a_change_within_the_noise_of_the_seed_is_called_so(labs: Path) -> None:
+    for seed in (2, 3):
+        run("dvc", "exp", "run", "--quiet", "--name", f"a{seed}", "-S", f"labs.a.seed={seed}", "train@a", cwd=labs)
+    run("git", "checkout", "params.yaml", "dvc.lock", cwd=labs)
+    run("dvc", "checkout", cwd=labs)
+
+    accuracy = next(line for line in lines(labs, "a2", "a3") if line["what"] == "accuracy")
+    assert accuracy["noise"] == pytest.approx(0.01)
+    assert (accuracy["repeats"], accuracy["is_chance"]) == (3, True)
+    shown = run("labdag", "diff", "a2", "a3", cwd=labs).stdout
+    assert "within the noise of the seed, ± 1.0 points over 3 runs" in shown
+
+    edit_params(labs, labs__a__lr=2)
+    run("dvc", "repro", "--quiet", cwd=labs)
+    assert next(line for line in lines(labs) if line["what"] == "accuracy")["noise"] is None  # of lr 2 one run is known
+    found = {line["what"]: line for line in lines(labs, "workspace", "HEAD")}
+    assert found["accuracy"]["is_chance"] is False
+    assert "more than the noise of the seed" in run("labdag", "diff", "workspace", "HEAD", cwd=labs).stdout
+    assert found["loss"]["noise"] == 0
+
+
+def test_code_that_was_changed_is_told(labs: Path) -> None:
+    (labs / "train.py").write_text(TRAIN.replace("0.5 + lab", "0.4 + lab"))
+    run("dvc", "repro", "--quiet", cwd=labs)
+    assert [line["what"] for line in lines(labs, "-t", "b")][:2] == ["train.py", "accuracy"]
+
+
+def test_what_is_in_one_revision_only(labs: Path) -> None:
+    (labs / "params.yaml").write_text("labs:\n  b: {lr: 1, seed: 1}\n  c: {lr: 1, seed: 1}\n  d: {lr: 1, seed: 1}\n")
+    run("dvc", "repro", "--quiet", "train@c", cwd=labs)
+    assert [(line["result"], line["remark"]) for line in lines(labs)] == [
+        ("c", "only in workspace: HEAD has no such result"),
+        ("a", "only in HEAD: workspace has no such result"),
+    ]
+    run("git", "checkout", "params.yaml", cwd=labs)
+    (labs / "dvc.lock").unlink()
+    assert [line["remark"] for line in lines(labs, "-t", "a")] == ["only in HEAD: workspace has it, but never ran it"]
+
+
+def test_metrics_that_are_gone_are_told(labs: Path) -> None:
+    edit_params(labs, labs__a__lr=2)
+    run("dvc", "repro", "--quiet", cwd=labs)
+    commit(labs)
+    run("git", "tag", "later", cwd=labs)
+    run("git", "checkout", "--quiet", "HEAD~1", cwd=labs)
+    run("dvc", "checkout", cwd=labs)
+    run("dvc", "gc", "--workspace", "--force", cwd=labs)
+    assert [(line["what"], line["remark"]) for line in lines(labs, "HEAD", "later")] == [
+        ("lr", ""),
+        ("a.json", "its content is not in DVC's cache; `dvc fetch` may have it"),
+    ]
+
+
+def test_params_that_were_edited_since_are_told(labs: Path) -> None:
+    edit_params(labs, labs__a__lr=2)
+    said = run("labdag", "diff", cwd=labs).stdout
+    assert "No result of workspace differs" in said
+    assert "In workspace, labs.a.lr has another value than the results were made with" in said
+
+
+def test_mistakes_get_a_sentence(labs: Path, tmp_path: Path) -> None:
+    assert "There is no revision 'nope'" in refusal(labs, "nope")
+    assert "Neither HEAD nor workspace has a result 'aa'. Did you mean 'a'?" in refusal(labs, "-t", "aa")
+    assert "exclude each other" in refusal(labs, "--md", "--json")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    run("dvc", "init", "--quiet", "--no-scm", cwd=bare)
+    assert "is no git repository" in refusal(bare)
