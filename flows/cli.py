@@ -9,12 +9,12 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from rich.table import Table
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stages.params import Params
 
 INTERRUPTED = 130
+PARENT = "LABDAG_PARENT"  # in the environment: the process that has started this one, which ends with it
 # Columns that may be broken where a terminal is narrow, but not into less than so many characters; and those that are
 # left out there, in this order.
 LONG = ("report", "state", "why", "found", "advice", "difference", "remark")
@@ -136,6 +137,10 @@ def run(
     from flows import execute, graph, summary
     from flows.targets import select
 
+    if parent := os.environ.pop(PARENT, ""):
+        from flows.supervisor import end_with_parent
+
+        end_with_parent(int(parent))
     sizes = dict(map(_slot, slots or []))
     targets = _targets(targets, params)
     execute.prepare()
@@ -159,9 +164,25 @@ def run(
 
 
 def _reproduce(**parameters: Any) -> tuple[Reproduction, StageFailedError | None]:
-    """Run the flow: what it did, and why it failed, if it did."""
+    """Run the flow that brings stages up to date: what it did, and why it failed, if it did."""
     from flows import server
     from flows.reproduce import Reproduction, RunCancelledError, StageFailedError, reproduce
+
+    failure = None
+    try:
+        with server.without_own_heartbeats():
+            done = _flow(reproduce, **parameters)
+    except StageFailedError as error:
+        done, failure = error.reproduction, error
+    except RunCancelledError:
+        _interrupted("the stages that were running left nothing half-written.")
+    assert isinstance(done, Reproduction)
+    return done, failure
+
+
+def _flow(function: Callable[..., Any], **parameters: Any) -> Any:
+    """Run a flow, with a temporary server where none is named: what it returns."""
+    from flows import server
 
     gc.freeze()
     gc.enable()
@@ -169,28 +190,25 @@ def _reproduce(**parameters: Any) -> tuple[Reproduction, StageFailedError | None
     # Prefect has a handler of its own for `kill`.)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
-    failure = None
     try:
         server.start_temporary()
-        with server.without_own_heartbeats():
-            done = reproduce(**parameters)
-    except StageFailedError as error:
-        done, failure = error.reproduction, error
-    except RunCancelledError:
-        print("Interrupted; the stages that were running left nothing half-written.", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+        done = function(**parameters)
     except RuntimeError as error:
         sentence = server.about(error)
         if sentence is None:
             raise
         raise MistakeError(sentence) from None
     except KeyboardInterrupt:
-        print("Interrupted; the stages that were running left nothing half-written.", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
-    # What the command prints is the last word: not Prefect's farewell to its temporary server.
-    logging.getLogger("prefect").setLevel(logging.WARNING)
-    assert isinstance(done, Reproduction)
-    return done, failure
+        _interrupted("the stages that were running left nothing half-written.")
+    finally:
+        # What the command prints is the last word: not Prefect's farewell to its temporary server.
+        logging.getLogger("prefect").setLevel(logging.WARNING)
+    return done
+
+
+def _interrupted(what: str) -> NoReturn:
+    print(f"Interrupted; {what}", file=sys.stderr)
+    raise typer.Exit(INTERRUPTED) from None
 
 
 @app.command()
@@ -293,6 +311,61 @@ def _print_markdown(rows: list[dict[str, str]]) -> None:
     print(line(":---" if name in ("result", "what", "remark") else "---:" for name in rows[0]))
     for row in rows:
         print(line(row.values()))
+
+
+@app.command()
+def sweep(
+    target: Annotated[str, typer.Argument(help="A lab, or any target of `labdag run`.")],
+    values: Annotated[
+        list[str],
+        typer.Option(
+            "--set", "-S", metavar="NAME=VALUES", help="A param and its values: train.lr=0.1,0.01 or seed=1..5."
+        ),
+    ],
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Points at once.")] = 1,
+) -> None:
+    """Make a target with all combinations of some values, each in a copy, and record them as DVC experiments."""
+    root = _project()
+    _check_points(root, target, values, are_labs=_check_params(root) is not None)
+    from flows.sweep import Found, Sweep
+    from flows.sweep import sweep as made
+
+    done = _flow(made, target=target, values=values, jobs=jobs, root=str(root))
+    assert isinstance(done, Sweep)
+    _print(done.rows())
+    failed = [result for result in done.results if result.found is Found.FAILED]
+    known = sum(result.found is Found.KNOWN for result in done.results)
+    names = [result.experiment for result in done.results if result.experiment]
+    print(f"{len(done.results)} points: {len(names) - known} recorded, {known} known, {len(failed)} failed")
+    if names:
+        print(f"`dvc exp show` has them; `dvc exp apply {names[0]}` brings one into your workspace.")
+    if failed:
+        _fail("\n".join(f"{result.point.name}: {result.reason}" for result in failed))
+
+
+def _check_points(root: Path, target: str, values: list[str], *, are_labs: bool) -> None:
+    """Hold each point against what there is, and labs against the options that they have, before any is begun."""
+    import copy
+
+    from flows import graph
+    from flows.points import apply, grid, read, settings
+    from flows.targets import select
+    from flows.workspace import require_commit
+
+    require_commit(root)
+    select(graph.prepare(root).stages, [target])
+    text = read(root)
+    points = grid(target, settings(values, text, target))
+    if are_labs:
+        from stages import params
+
+        for point in points:
+            changed = copy.deepcopy(text)
+            apply(changed, point.values)
+            try:
+                params.check(params.schema(), changed)
+            except params.UserError as error:
+                raise MistakeError(f"{point.name}: {error}") from None
 
 
 @app.command()

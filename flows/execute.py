@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -26,6 +27,8 @@ from flows.output import Lines, Throttle
 from flows.supervisor import MARK, MESSAGE_BYTES, NOTE, TAINTED, sweep
 
 CANCELLED = 130  # the exit code of what was not even started
+CLAIMS = "LABDAG_CLAIMS"  # in the environment: the folder where runs that share a cache claim what they make
+CLAIM_SECONDS = 0.2  # between two tries to
 BUSY_SECONDS = 0.5  # between two tries where another DVC command uses the same files
 HINTS = (
     "To track the changes",
@@ -171,6 +174,11 @@ class Executor:
             log: takes lines of output as they come.
         """
         started = time.monotonic()
+        with self._alone(stage):
+            outcome = self._run(stage, force, remark, log)
+        return replace(outcome, seconds=time.monotonic() - started)
+
+    def _run(self, stage: Stage, force: bool, remark: str, log: Callable[[str], None]) -> Outcome:
         outcome = self._recover(stage, force, log) or self._reproduce(stage, force, remark, log)
         tries = 0
         while outcome.ending is Ending.FAILED and tries < stage.meta.retries:
@@ -181,7 +189,27 @@ class Executor:
                 outcome = Outcome(stage.name, Ending.CANCELLED, f"cancelled before its next try; {outcome.reason}")
                 break
             outcome = self._recover(stage, force, log) or self._reproduce(stage, force, remark, log)
-        return replace(outcome, seconds=time.monotonic() - started)
+        return outcome
+
+    @contextmanager
+    def _alone(self, stage: Stage) -> Iterator[None]:
+        """Where runs of several copies share a cache, wait until no other one makes the same.
+
+        DVC's run-cache has it then. Without that, a stage that two copies have in common would be run in both.
+        """
+        folder = os.environ.get(CLAIMS)
+        key = self.pipeline.cache_key(stage.name) if folder and self.pipeline.changes(stage.name) else None
+        if not folder or key is None:
+            yield
+            return
+        with (Path(folder) / key).open("w") as claim:
+            while True:
+                with suppress(BlockingIOError):
+                    fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                if self._stopped.wait(CLAIM_SECONDS):
+                    break
+            yield
 
     def clean(self, stage: Stage, log: Callable[[str], None]) -> str | None:
         """Tidy up after a stage, claimed by the caller, that a dead run had begun; tells what was done, if anything."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
@@ -234,9 +235,7 @@ class Pipeline:
 
         with self._mutex, told_by_dvc():
             node = self._node(name)
-            if not (node.cmd and node.deps and node.outs) or node.always_changed or node.frozen:
-                return None
-            if any(out.persist or not out.is_in_repo for out in node.outs):
+            if not _is_cacheable(node):
                 return None
             is_recorded = not node.changed_stage() and all(out.hash_info for out in node.outs)
             for dep in node.deps:
@@ -263,6 +262,55 @@ class Pipeline:
                 return None
             found = {out.fs_path: (out.hash_info, Meta(isexec=out.meta.isexec)) for out in node.outs}
             return Restorable(found, is_recorded)
+
+    def cache_key(self, name: str) -> str | None:
+        """What DVC's run-cache has a run of the stage under, as things are now; None if it keeps none of it."""
+        from dvc.stage.cache import _get_cache_hash
+        from dvc.stage.serialize import to_single_stage_lockfile
+
+        with self._mutex, told_by_dvc():
+            node = self._node(name)
+            if not _is_cacheable(node):
+                return None
+            for dep in node.deps:
+                now = _hash_now(dep)
+                if now is None:
+                    return None
+                dep.hash_info, dep.meta = now
+            return str(_get_cache_hash(to_single_stage_lockfile(node), key=True))
+
+    def fingerprint(self, names: Iterable[str], without: Container[str] = ()) -> str:
+        """A hash of how some stages are defined, and of all that they read and none of them makes, as it is now.
+
+        Args:
+            names: of the stages.
+            without: dotted names of params whose values don't count.
+        """
+        from dvc.dependency import ParamsDependency
+
+        found = []
+        with self._mutex, told_by_dvc():
+            for name in sorted(names):
+                node = self._node(name)
+                read: dict[str, Any] = {}
+                for dep in node.deps:
+                    if isinstance(dep, ParamsDependency):
+                        values = flat(dep.read_params())
+                        read |= {f"{dep}:{key}": value for key, value in values if key not in without}
+                    elif self._maker(dep.fs_path) is None:
+                        now = _hash_now(dep)
+                        read[str(dep)] = now and now[0].value
+                # Of what is tracked and not made, the hash is all there is.
+                outs = {
+                    str(out): None if _is_run(node) or not out.hash_info else out.hash_info.value for out in node.outs
+                }
+                found.append([name, node.cmd, read, outs])
+        return hashlib.sha256(json.dumps(found, sort_keys=True, default=str).encode()).hexdigest()
+
+    @property
+    def cache(self) -> Path:
+        """The folder of DVC's cache."""
+        return Path(self._repo.cache.local_cache_dir)
 
     def mend_locks(self) -> bool:
         """Remove DVC's list of files in use if a command was killed while writing it; tells whether it was broken.
@@ -527,8 +575,24 @@ def stages_of(repo: Repo) -> dict[str, Stage]:
     return {name: stages[name] for name in order}
 
 
+def flat(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a tree of mappings, by their dotted names."""
+    if isinstance(values, Mapping) and values:
+        for key, value in values.items():
+            yield from flat(value, f"{name}{'.' if name and name[-1] not in ':.' else ''}{key}")
+    else:
+        yield name, list(values) if isinstance(values, tuple) else values
+
+
 def _is_run(node: Any) -> bool:
     return bool(node.cmd or node.is_import) and not node.frozen
+
+
+def _is_cacheable(node: Any) -> bool:
+    """Whether DVC's run-cache keeps runs of the stage."""
+    if not (node.cmd and node.deps and node.outs) or node.always_changed or node.frozen:
+        return False
+    return not any(out.persist or not out.is_in_repo for out in node.outs)
 
 
 def _overlap(one: str, other: str) -> bool:

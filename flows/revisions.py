@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.git import GitError, git
-from flows.graph import GraphError, Stage, address, opened, relative, stages_of, told_by_dvc
+from flows.graph import GraphError, Stage, address, flat, opened, relative, stages_of, told_by_dvc
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 WORKSPACE = "workspace"
 DEFAULT_PARAMS = "params.yaml"
 EXPERIMENTS = "refs/exps"
-_EXPERIMENT = re.compile(rf"{EXPERIMENTS}/([0-9a-f]{{2}})/([0-9a-f]{{38}})/")  # and not what DVC runs just now
+_EXPERIMENT = re.compile(rf"{EXPERIMENTS}/([0-9a-f]{{2}})/([0-9a-f]{{38}})/(.+)")  # and not what DVC runs just now
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class History:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._repo = opened(root)
+        self._metrics = {name: stage.metrics for name, stage in stages_of(self._repo).items()}
 
     def __enter__(self) -> History:
         return self
@@ -114,51 +115,63 @@ class History:
             For each value of the seed what the metrics files held, by path from the root; the revision's own, too.
         """
         records = {name: revision.records[name] for name in names if name in revision.records}
-        own = {key: value for record in records.values() for key, value in record.params.items() if key == seed}
-        if not own or any(record.missing for record in records.values()):
+        own = _merged(record.params for record in records.values())
+        if seed not in own or any(record.missing for record in records.values()):
             return {}
         found = {own[seed]: _merged(record.metrics for record in records.values())}
-        for commit in self._experiments():
-            with suppress(OSError, KeyError, TypeError, GitError):
-                value, metrics = self._repeat(commit, records, seed)
-                found.setdefault(value, metrics)
+        experiments = self.experiments()
+        for commit in dict.fromkeys([*experiments.values(), *(baseline for _, baseline in experiments)]):
+            other = self.locked(commit, records)
+            theirs = _merged(record.params for record in other.values())
+            if len(other) == len(records) and theirs.get(seed) is not None and {**theirs, seed: own[seed]} == own:
+                found.setdefault(theirs[seed], _merged(record.metrics for record in other.values()))
         return found
 
-    def _experiments(self) -> list[str]:
-        """The commits of DVC's experiments, and those that they began with."""
+    def experiments(self) -> dict[tuple[str, str], str]:
+        """The commits of DVC's experiments, by their names and the commits that they began with."""
         refs = git(self.root, "for-each-ref", "--format=%(refname) %(objectname)", EXPERIMENTS)
-        found = [(match, line.rpartition(" ")[2]) for line in refs.splitlines() if (match := _EXPERIMENT.match(line))]
-        return list(dict.fromkeys([*(commit for _, commit in found), *("".join(match.groups()) for match, _ in found)]))
+        found = [(_EXPERIMENT.fullmatch(line.split()[0]), line.split()[1]) for line in refs.splitlines()]
+        return {(match[3], match[1] + match[2]): commit for match, commit in found if match}
 
-    def _repeat(self, commit: str, records: Mapping[str, Record], seed: str) -> tuple[Any, dict[str, Any]]:
-        """The seed and the metrics of an experiment that has the same params otherwise.
+    def locked(self, commit: str, names: Iterable[str]) -> dict[str, Record]:
+        """Records of some stages at a commit, by its lock files alone, which is quick; of those that are whole.
+
+        Args:
+            commit: its hash.
+            names: of the stages; only stages of a dvc.yaml are looked up.
+        """
+        locks: dict[str, Any] = {}
+        found = {}
+        for name in names:
+            with suppress(OSError, KeyError, GitError, GraphError):
+                found[name] = self._locked(commit, name, locks)
+        return found
+
+    def _locked(self, commit: str, name: str, locks: dict[str, Any]) -> Record:
+        """The record of a stage at a commit, of which `locks` has the lock files that have been read.
 
         Raises:
-            OSError, KeyError, TypeError, GitError: it is none, or its metrics are not in the cache.
+            OSError, KeyError, GitError: there is none, or its metrics are neither in the cache nor in git.
         """
         from flows.texts import parse
 
-        locks: dict[str, Any] = {}
-        seeds, metrics = set(), {}
-        for name, record in records.items():
-            lock, stage = _locked_in(name)
-            if lock not in locks:
-                locks[lock] = parse(git(self.root, "show", f"{commit}:./{lock}"), lock)["stages"]
-            entry = locks[lock][stage]
-            params: dict[str, Any] = {}
-            for path, values in entry.get("params", {}).items():
-                params |= flat(values, _prefix((Path(lock).parent / path).as_posix()))
-            seeds |= {params[seed]} if seed in params else set()
-            if {**params, seed: None} != {**record.params, seed: None}:
-                raise KeyError(name)
-            hashes = {(Path(lock).parent / out["path"]).as_posix(): out["md5"] for out in entry.get("outs", ())}
-            for path in record.metrics:
-                text = Path(self._repo.cache.local.oid_to_path(hashes[path])).read_text(encoding="utf-8")
-                metrics[path] = _parsed(text, path)
-        (value,) = seeds or {None}
-        if value is None:
-            raise KeyError(seed)
-        return value, metrics
+        file, _, stage = name.rpartition(":")
+        lock = (file or "dvc.yaml").removesuffix(".yaml") + ".lock"
+        if lock not in locks:
+            locks[lock] = parse(git(self.root, "show", f"{commit}:./{lock}"), lock)["stages"]
+        entry, folder = locks[lock][stage], Path(lock).parent
+        params: dict[str, Any] = {}
+        for path, values in entry.get("params", {}).items():
+            params |= flat(values, _prefix((folder / path).as_posix()))
+        hashes = {(folder / out["path"]).as_posix(): out.get("md5") for out in entry.get("outs", ())}
+        metrics = {}
+        for path in self._metrics.get(name, ()):
+            source = Path(self._repo.cache.local.oid_to_path(hashes[path]))
+            text = (
+                source.read_text(encoding="utf-8") if source.exists() else git(self.root, "show", f"{commit}:./{path}")
+            )
+            metrics[path] = _parsed(text, path)
+        return Record(params, metrics=metrics)
 
 
 def _revision(repo: Repo, name: str) -> Revision:
@@ -230,25 +243,10 @@ def _parsed(text: str, path: str) -> Any:
     return {}
 
 
-def _merged(metrics: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    return {path: values for held in metrics for path, values in held.items()}
-
-
-def _locked_in(name: str) -> tuple[str, str]:
-    """The lock file that has a stage of a dvc.yaml, from the root, and what the stage is called there."""
-    file, _, stage = name.rpartition(":")
-    return (file or "dvc.yaml").removesuffix(".yaml") + ".lock", stage
+def _merged(mappings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    return {key: value for mapping in mappings for key, value in mapping.items()}
 
 
 def _prefix(path: str) -> str:
     """What the names of params of a file begin with, so that they are not those of another file."""
     return "" if path == DEFAULT_PARAMS else f"{path}:"
-
-
-def flat(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a tree of mappings, by their dotted names."""
-    if isinstance(values, Mapping) and values:
-        for key, value in values.items():
-            yield from flat(value, f"{name}{'.' if name and name[-1] not in ':.' else ''}{key}")
-    else:
-        yield name, list(values) if isinstance(values, tuple) else values

@@ -30,11 +30,17 @@ HEARTBEAT_SECONDS = 60.0  # between two signs of life
 
 
 _temporary: int | None = None
+_address = ""
 
 
 def temporary() -> int | None:
     """The process of the temporary server that this one has started, if it has."""
     return _temporary
+
+
+def address() -> str:
+    """Where the server's API is: the one that is named, or the temporary one; empty if there is none yet."""
+    return str(get_current_settings().api.url or _address)
 
 
 def start_temporary() -> None:
@@ -43,7 +49,7 @@ def start_temporary() -> None:
     The terminal sends Ctrl-C to all processes in its foreground. The server has to outlive it by a moment, or
     else the run, which tells the server of its end, tries in vain for minutes.
     """
-    global _temporary
+    global _temporary, _address
     settings = get_current_settings()
     if settings.api.url or not settings.server.ephemeral.enabled:
         return
@@ -57,6 +63,7 @@ def start_temporary() -> None:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     _temporary = None if server.server_process is None else server.server_process.pid
+    _address = server.api_url
 
 
 def about(error: RuntimeError) -> str | None:

@@ -294,6 +294,13 @@ def sweep(run: str) -> list[str]:
     return list(_kill(found).values())
 
 
+def end_with_parent(parent: int) -> None:
+    """Have this process, which `parent` has started, end as by `kill` when that one does, however it ends."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it is gone already
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _prctl(option: int, value: int) -> None:
     if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

@@ -54,22 +54,7 @@ def isolated(pipeline: Pipeline, names: Iterable[str], purpose: str) -> Iterator
 
 def _copied(pipeline: Pipeline, names: list[str], place: Path) -> Path:
     root = pipeline.root
-    top = Path(git(root, "rev-parse", "--show-toplevel").rstrip("\n"))
-    copy = place / root.relative_to(top)
-    # The clone reads the repository's own objects, and copies none.
-    git(root, "clone", "--quiet", "--shared", "--no-checkout", str(top), str(place))
-    for name in sorted(pipeline.sources(names)):  # a folder before what lies in it
-        _copy(root / name, copy / name)
-    listed = git(top, "ls-files", "-z", "--cached", "--recurse-submodules")
-    listed += git(top, "ls-files", "-z", "--others", "--exclude-standard")
-    made = [root / path for path in (*pipeline.made(), *pipeline.locks())]
-    for path in (top / name for name in listed.split("\0") if name):
-        if any(path == out or out in path.parents for out in made):
-            continue
-        if path.is_symlink():
-            _link(path, place / path.relative_to(top), top, place)
-        elif path.is_file():
-            _copy(path, place / path.relative_to(top))
+    copy = _clone(pipeline, place, [*pipeline.made(), *pipeline.locks()], pipeline.sources(names))
     for lock, text in pipeline.locks_of_the_unrun().items():
         (copy / lock).write_text(text, encoding="utf-8")
     for name, path in pipeline.objects(names).items():
@@ -79,10 +64,69 @@ def _copied(pipeline: Pipeline, names: list[str], place: Path) -> Path:
             os.link(path, target)  # nobody writes into what is in a cache
         except OSError:
             shutil.copy2(path, target)
-    index = top / git(top, "rev-parse", "--git-path", "index").rstrip("\n")
-    _copy(index, place / ".git" / "index")  # so that git tracks here what it tracks there
     _copy(root / ".dvc" / "config.local", copy / ".dvc" / "config.local")
     configure(copy, "cache.dir", CACHE)
+    return copy
+
+
+def twin(pipeline: Pipeline, names: Iterable[str], place: Path) -> Path:
+    """Make a copy of the repository at `place` that has recorded what it has, and shares its cache.
+
+    It is a git clone of the same commit, with the files of the working tree as they are, but for what stages make: that
+    comes from the cache when it is wanted.
+
+    Args:
+        pipeline: of the repository.
+        names: of the stages that will be run there.
+        place: of the copy, where nothing is yet.
+
+    Returns:
+        The root of the DVC repository there.
+
+    Raises:
+        GraphError: there is no git repository, or something can't be copied.
+    """
+    root = pipeline.root
+    tracked = {name: stage for name in names if not (stage := pipeline.stages[name]).is_run}
+    in_cache = [name for name in tracked if pipeline.objects([name])]
+    spared = {out.path for name in in_cache for out in tracked[name].outs}
+    try:
+        copy = _clone(pipeline, place, pipeline.made(), pipeline.sources(names) - spared)
+        for lock in pipeline.locks():
+            _copy(root / lock, copy / lock)
+        _copy(root / ".dvc" / "config.local", copy / ".dvc" / "config.local")
+    except (OSError, GitError) as error:
+        raise GraphError(f"The repository can't be copied: {error}") from None
+    # A copy of a copy has these already.
+    if not (root / ".dvc" / "config.local").is_file() or str(pipeline.cache) not in _text(root / ".dvc/config.local"):
+        configure(copy, "cache.dir", str(pipeline.cache))
+        configure(copy, "cache.type", "reflink,hardlink,symlink,copy")
+    if in_cache:
+        dvc(copy, "checkout", "--quiet", *in_cache)
+    return copy
+
+
+def _clone(pipeline: Pipeline, place: Path, made: Iterable[str], sources: Iterable[str]) -> Path:
+    """Clone the repository, and put the files of the working tree there, with `sources` and without what is `made`."""
+    root = pipeline.root
+    top = Path(git(root, "rev-parse", "--show-toplevel").rstrip("\n"))
+    copy = place / root.relative_to(top)
+    # The clone reads the repository's own objects, and copies none.
+    git(root, "clone", "--quiet", "--shared", "--no-checkout", str(top), str(place))
+    for name in sorted(sources):  # a folder before what lies in it
+        _copy(root / name, copy / name)
+    listed = git(top, "ls-files", "-z", "--cached", "--recurse-submodules")
+    listed += git(top, "ls-files", "-z", "--others", "--exclude-standard")
+    left_out = [root / path for path in made]
+    for path in (top / name for name in listed.split("\0") if name):
+        if any(path == out or out in path.parents for out in left_out):
+            continue
+        if path.is_symlink():
+            _link(path, place / path.relative_to(top), top, place)
+        elif path.is_file():
+            _copy(path, place / path.relative_to(top))
+    index = top / git(top, "rev-parse", "--git-path", "index").rstrip("\n")
+    _copy(index, place / ".git" / "index")  # so that git tracks here what it tracks there
     return copy
 
 
@@ -108,13 +152,43 @@ def _link(source: Path, target: Path, top: Path, place: Path) -> None:
     target.symlink_to(aim)
 
 
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def require_commit(root: Path) -> None:
+    """See to it that the repository has a commit.
+
+    Raises:
+        GraphError: it has none, or is no git repository.
+    """
+    try:
+        git(root, "rev-parse", "--verify", "--quiet", "HEAD")
+    except GitError:
+        raise GraphError(
+            f"{root} has no commit, and experiments belong to one: `git add . && git commit` first."
+        ) from None
+
+
 def configure(root: Path, name: str, value: str) -> None:
     """Set an option of DVC in a repository, for this copy of it alone.
 
     Raises:
         GraphError: DVC refuses it.
     """
-    command = [sys.executable, "-m", "dvc", "config", "--local", name, value]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    dvc(root, "config", "--local", name, value)
+
+
+def dvc(root: Path, *arguments: str) -> str:
+    """What a DVC command prints.
+
+    Raises:
+        GraphError: it failed.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments], cwd=root, capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
-        raise GraphError(f"DVC can't be told {name}: {done.stderr.strip() or 'it failed'}")
+        said = (done.stderr.strip() or "it said nothing").removeprefix("ERROR: ").splitlines()[0]
+        raise GraphError(f"`dvc {arguments[0]}` failed: {said}")
+    return done.stdout

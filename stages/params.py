@@ -35,11 +35,11 @@ from stages.program.options import (
     DatasetName,
     Options,
     Seed,
-    check,
     read_params,
     unknown,
 )
 from stages.program.options import UserError as UserError  # what load() raises, for its callers
+from stages.program.options import check as check
 from stages.show.page import Plot
 
 

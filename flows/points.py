@@ -1,0 +1,182 @@
+"""The points of a sweep: which values params take, in which combinations, and what each is called."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from flows.graph import GraphError, flat
+
+PARAMS = "params.yaml"
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+_UNNAMEABLE = re.compile(r"[^A-Za-z0-9.+-]+")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A param and the values that it takes.
+
+    Attributes:
+        name: dotted, in full.
+        short: as many of its last parts as tell it from the others.
+        values: what it is set to, one after the other.
+    """
+
+    name: str
+    short: str
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One combination of values.
+
+    Attributes:
+        name: of the point; fit for the name of an experiment.
+        values: of each setting, by its dotted name.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+
+
+def settings(texts: Iterable[str], params: Any, key: str) -> list[Setting]:
+    """What is to be set to what.
+
+    Args:
+        texts: each `NAME=VALUES`: the param's dotted name, or what follows in it the key of the target; then values,
+            separated by commas, or a range of whole numbers, `1..5`.
+        params: what params.yaml says.
+        key: of the target.
+
+    Raises:
+        GraphError: a text is not of that form, or names no param.
+    """
+    found: dict[str, tuple[Any, ...]] = {}
+    for text in texts:
+        name, equals, listed = text.partition("=")
+        if not (name and equals and listed.strip()):
+            raise GraphError(f"-S {text} should be a param and its values, such as train.lr=0.1,0.01 or seed=1..5.")
+        full = _full(name.strip(), params, key)
+        if full in found:
+            raise GraphError(f"-S {text} sets {full} again; write all its values in one -S.")
+        found[full] = _values(text, listed.strip())
+    if not found:
+        raise GraphError("Nothing is varied: name params and their values, such as -S seed=1..5.")
+    return [Setting(name, _short(name, found), values) for name, values in found.items()]
+
+
+def grid(target: str, chosen: list[Setting]) -> list[Point]:
+    """All combinations of the settings' values, the last one's values changing first."""
+    points = []
+    for values in itertools.product(*(setting.values for setting in chosen)):
+        points.append(point(target, chosen, values))
+    names = [each.name for each in points]
+    if doubled := next((name for name in names if names.count(name) > 1), None):
+        raise GraphError(f"Two points would be called {doubled}; a value stands there twice, or is too like another.")
+    return points
+
+
+def point(target: str, chosen: list[Setting], values: Iterable[Any]) -> Point:
+    """The point where the settings have these values."""
+    pairs = list(zip(chosen, values, strict=True))
+    parts = [f"{setting.short.replace('.', '_')}{_UNNAMEABLE.sub('_', _written(value))}" for setting, value in pairs]
+    name = re.sub(r"\.{2,}", ".", "-".join([_UNNAMEABLE.sub("_", target), *parts])).rstrip(".")
+    return Point(name, {setting.name: value for setting, value in pairs})
+
+
+def read(root: Path) -> Any:
+    """What params.yaml says.
+
+    Raises:
+        GraphError: there is none.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load((root / PARAMS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise GraphError(f"There is no {PARAMS} in {root}, so there is nothing to vary.") from None
+
+
+def write(root: Path, point: Point) -> None:
+    """Set the values of a point in params.yaml, of which all else stays as it is written."""
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 1 << 16
+    params = yaml.load((root / PARAMS).read_text(encoding="utf-8"))
+    apply(params, point.values)
+    with (root / PARAMS).open("w", encoding="utf-8") as file:
+        yaml.dump(params, file)
+
+
+def apply(params: Any, values: Mapping[str, Any]) -> None:
+    """Set values in what params.yaml says, in place, by their dotted names."""
+    for name, value in values.items():
+        *parents, last = name.split(".")
+        block = params
+        for parent in parents:
+            block = block[parent]
+        block[last] = value
+
+
+def _written(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _full(name: str, params: Any, key: str) -> str:
+    """The whole of a param's name, which may be given from the target's key on."""
+    blocks = [""] + [f"{path}." for path in _blocks(params, key)]
+    for block in blocks:
+        parent, _, last = f"{block}{name}".rpartition(".")
+        found = _at(params, parent)
+        if isinstance(found, Mapping) and last in found:
+            return f"{block}{name}"
+    near = [leaf for block in blocks[1:] for leaf, _ in flat(_at(params, block.rstrip(".")))]
+    hint = f" {key} has {', '.join(near[:30])}." if near else ""
+    raise GraphError(f"params.yaml has no param '{name}'.{hint}")
+
+
+def _blocks(params: Any, key: str, path: str = "") -> Iterable[str]:
+    """Dotted names of all mappings that are called `key`."""
+    if isinstance(params, Mapping):
+        for name, value in params.items():
+            inner = f"{path}.{name}" if path else str(name)
+            if name == key and isinstance(value, Mapping):
+                yield inner
+            else:
+                yield from _blocks(value, key, inner)
+
+
+def _at(params: Any, path: str) -> Any:
+    for part in path.split(".") if path else ():
+        params = params.get(part) if isinstance(params, Mapping) else None
+    return params
+
+
+def _values(text: str, listed: str) -> tuple[Any, ...]:
+    if match := _RANGE.fullmatch(listed):
+        first, last = map(int, match.groups())
+        if last < first:
+            raise GraphError(f"-S {text} has no values: {first} is more than {last}.")
+        return tuple(range(first, last + 1))
+    try:
+        values = YAML(typ="safe", pure=True).load(f"[{listed}]")
+    except YAMLError:
+        raise GraphError(f"-S {text} has values that are no YAML.") from None
+    return tuple(values)
+
+
+def _short(name: str, names: Iterable[str]) -> str:
+    """As many of the last parts of a dotted name as no other one ends with."""
+    parts = name.split(".")
+    for count in range(1, len(parts) + 1):
+        short = ".".join(parts[-count:])
+        if not any(other != name and other.endswith(f".{short}") for other in names):
+            return short
+    return name

@@ -1,0 +1,386 @@
+"""Sweeps: a target made with many combinations of params, each in a copy of its own, recorded as DVC experiments."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import queue
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas import State
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
+
+from flows import server
+from flows.execute import CLAIMS, Executor
+from flows.files import remove
+from flows.git import GitError, git
+from flows.graph import GraphError, Pipeline, Stage, find_root, flat, take
+from flows.journal import Journal
+from flows.output import Lines
+from flows.points import Point, Setting, grid, read, settings, write
+from flows.revisions import EXPERIMENTS, History, Record
+from flows.schedule import CPU, detected
+from flows.targets import select
+from flows.workspace import dvc, require_commit, twin
+
+MANY = 1000  # threads at most; how many points are made at once is for the sweep to say
+DIGITS = 16  # of a digest that are enough to tell inputs apart
+PARENT = "LABDAG_PARENT"  # in the environment of a run: the process that has started it, with which it ends
+
+
+# In the environment of a run, so that its lines, which get a time and a name here, have none of their own.
+PLAIN_LOG = {
+    "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": "%(message)s",
+    "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": "%(task_run_name)s: %(message)s",
+    "PREFECT_LOGGING_COLORS": "false",
+}
+
+
+class Found(StrEnum):
+    """What became of a point."""
+
+    RECORDED = "Recorded"
+    KNOWN = "Known"  # an earlier sweep had recorded it
+    FAILED = "Failed"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A point of a sweep.
+
+    Attributes:
+        point: it.
+        found: what became of it.
+        experiment: the name of its experiment; empty if it failed.
+        reason: why it failed.
+        metrics: figures by their dotted names.
+    """
+
+    point: Point
+    found: Found
+    experiment: str = ""
+    reason: str = ""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What came of a sweep.
+
+    Attributes:
+        settings: what was varied.
+        results: of all points.
+        styles: the figures that tables show, with the format of each.
+        seed: dotted name of the param that changes figures by chance alone, if there is one.
+    """
+
+    settings: list[Setting]
+    results: list[Result]
+    styles: Mapping[str, str]
+    seed: str | None
+
+    def rows(self) -> list[dict[str, str]]:
+        """A row for each combination of values, seeds apart: mean and standard deviation of the figures."""
+        shown = [setting for setting in self.settings if setting.name != self.seed]
+        groups: dict[tuple[str, ...], list[Result]] = {}
+        for result in self.results:
+            groups.setdefault(tuple(str(result.point.values[setting.name]) for setting in shown), []).append(result)
+        rows = []
+        for values, results in groups.items():
+            row = {setting.short: value for setting, value in zip(shown, values, strict=True)}
+            good = [result for result in results if result.found is not Found.FAILED]
+            row["runs"] = str(len(good))
+            for name, style in self.styles.items():
+                figures = [result.metrics[name] for result in good if isinstance(result.metrics.get(name), int | float)]
+                row[name] = _spread(figures, style)
+            rows.append(row)
+        return rows
+
+
+def _spread(figures: list[float], style: str) -> str:
+    """Mean ± standard deviation, or as much of that as can be told."""
+    if not figures:
+        return "-"
+    if len(set(figures)) == 1:
+        return format(figures[0], style)
+    mean, deviation = statistics.fmean(figures), statistics.stdev(figures)
+    if style.endswith("%"):
+        return f"{format(mean, style)} ± {format(deviation, style)[:-1]}"
+    return f"{mean:.4g} ± {deviation:.2g}"
+
+
+@flow(name="sweep", flow_run_name="sweep {target}", task_runner=ThreadPoolTaskRunner(max_workers=MANY))  # type: ignore[arg-type]
+def sweep(
+    target: Annotated[str, Field(description="What to bring up to date at each point: a key (lab), stage or group.")],
+    values: Annotated[list[str], Field(description="Params and their values, such as train.lr=0.1,0.01 or seed=1..5.")],
+    jobs: Annotated[int, Field(ge=1, description="Points at once.")] = 1,
+    root: Annotated[str | None, Field(description="The DVC repository; default: the current folder's.")] = None,
+) -> Sweep:
+    """Make a target with all combinations of some params' values, and record each as a DVC experiment.
+
+    Each point has a copy of the repository, as it was when the sweep began, which shares DVC's cache. A sweep that was
+    broken off goes on where it was; what is recorded already is not made again.
+
+    Raises:
+        flows.graph.GraphError: the pipeline can't be read, the target or a param is unknown, or there is no commit.
+    """
+    folder = Path(root) if root else find_root(Path.cwd())
+    with take(folder) as pipeline:
+        stages = select(pipeline.stages, [target])
+        chosen = settings(values, read(folder), target)
+        points = grid(target, chosen)
+        digest = pipeline.fingerprint(stages, [setting.name for setting in chosen])[:DIGITS]
+        with ExitStack() as held:
+            base = held.enter_context(_begun(pipeline, stages, digest))
+            copied = held.enter_context(Pipeline(base))
+            if (pid := server.temporary()) is not None:
+                held.enter_context(Executor(copied, Journal(base), digest)).adopt(pid)
+            children = held.enter_context(_Children())
+            held.enter_context(server.watched(UUID(str(flow_run.id)), children.end))
+            history = held.enter_context(History(folder))
+            results = _made(_Work(history, copied, target, stages, digest, jobs, children), points)
+    styles = {name: style for stage in stages.values() for name, style in stage.meta.summary.items()}
+    seeds = {stage.meta.seed for stage in stages.values()} & {setting.name for setting in chosen}
+    done = Sweep(chosen, [results[point.name] for point in points], styles, next(iter(seeds), None))
+    create_table_artifact(key="sweep", table=done.rows(), description=f"{target}: {', '.join(values)}")
+    return done
+
+
+def _made(work: _Work, points: list[Point]) -> dict[str, Result]:
+    """Make all points, so many at once."""
+    waiting, running, futures = list(points), set[str](), []
+    ended: queue.SimpleQueue[str] = queue.SimpleQueue()
+    while waiting or running:
+        while waiting and len(running) < work.jobs:
+            point = waiting.pop(0)
+            running.add(point.name)
+            named = make_point.with_options(name=point.name, task_run_name=point.name)
+            future = named.submit(work, point)
+            futures.append(future)  # it has to live until the task has ended
+            future.add_done_callback(partial(_put, ended, point.name))
+        running.discard(ended.get())
+    return work.results
+
+
+def _put(ended: queue.SimpleQueue[str], name: str, _future: Any) -> None:
+    ended.put(name)
+
+
+@task(cache_policy=NO_CACHE)
+def make_point(work: _Work, point: Point) -> State[Any]:
+    """Make one point of a sweep; the task's state says what became of it."""
+    try:
+        result = work.make(point, get_run_logger().info)
+    except (GraphError, GitError, OSError) as error:
+        result = Result(point, Found.FAILED, reason=str(error))
+    work.results[point.name] = result
+    if result.found is Found.FAILED:
+        return Failed(name=result.found.value, message=result.reason)
+    return Completed(name=result.found.value, message=f"experiment {result.experiment}")
+
+
+class _Work:
+    """What all points of a sweep have in common. (No dataclass: Prefect would look for its futures in one.)
+
+    Args:
+        history: of the user's repository.
+        base: the pipeline of the copy of it that points are copied from.
+        target: what is made.
+        stages: those that this takes.
+        digest: of all that they read.
+        jobs: points at once.
+        children: runs that end with the sweep.
+
+    Attributes:
+        results: of the points that have ended.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        base: Pipeline,
+        target: str,
+        stages: Mapping[str, Stage],
+        digest: str,
+        jobs: int,
+        children: _Children,
+    ) -> None:
+        self.history, self.base, self.target, self.stages, self.digest = history, base, target, stages, digest
+        self.jobs, self.children = jobs, children
+        self.results: dict[str, Result] = {}
+
+    def make(self, point: Point, log: Callable[[str], None]) -> Result:
+        """Make a point, unless it is recorded already.
+
+        Raises:
+            GraphError, GitError, OSError: it can't be copied or recorded.
+        """
+        name, record = self._experiment(point)
+        if record is not None:
+            return Result(point, Found.KNOWN, name, metrics=_figures(record))
+        place = self.base.root.parent / point.name  # next to the base
+        ready = place.with_name(f"{point.name}.ready")
+        if not ready.exists():  # nothing is left there of a sweep that was broken off, or a part of a copy
+            remove(place)
+            copy = twin(self.base, self.stages, place)
+            write(copy, point)
+            ready.write_text(str(copy), encoding="utf-8")
+        copy = Path(ready.read_text(encoding="utf-8"))
+        if reason := self._run(copy, log):
+            return Result(point, Found.FAILED, reason=reason)
+        self._record(copy, name, point)
+        _, record = self._experiment(point)
+        remove(place)
+        ready.unlink()
+        return Result(point, Found.RECORDED, name, metrics=_figures(record or {}))
+
+    def _run(self, copy: Path, log: Callable[[str], None]) -> str:
+        """Bring the target up to date in a copy; tells why that failed, if it did."""
+        claims = self.base.root.parent / "claims"
+        claims.mkdir(exist_ok=True)
+        cores = max(1, detected()[CPU] // self.jobs)
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "flows.cli",
+            "run",
+            self.target,
+            "--jobs",
+            "1",
+            "--slots",
+            f"{CPU}={cores}",
+        ]
+        env = {CLAIMS: str(claims), PARENT: str(os.getpid()), "PREFECT_API_URL": server.address(), **PLAIN_LOG}
+        last = ""
+        with self.children.started(command, copy, os.environ | env) as process:
+            lines = Lines()
+            assert process.stdout is not None
+            while True:
+                data = process.stdout.read1(1 << 16)  # type: ignore[attr-defined]
+                for line in lines.feed(data):
+                    log(line)
+                    last = line if line.startswith("Error: ") else last
+                if not data:
+                    break
+            code = process.wait()
+        return "" if code == 0 else last.removeprefix("Error: ") or f"`labdag run {self.target}` exited with {code}"
+
+    def _record(self, copy: Path, name: str, point: Point) -> None:
+        """Save a copy as an experiment of the user's repository."""
+        message = f"labdag sweep {self.digest}\n\n" + "\n".join(f"{key}={value}" for key, value in point.values.items())
+        dvc(copy, "exp", "save", "--quiet", "--force", "--name", name, "--message", message, *self._targets())
+        refs = git(copy, "for-each-ref", "--format=%(refname)", EXPERIMENTS).split()
+        ref = next(ref for ref in refs if ref.endswith(f"/{name}"))
+        top = git(copy, "rev-parse", "--show-toplevel").rstrip("\n")
+        git(self.history.root, "fetch", "--quiet", "--no-write-fetch-head", top, f"+{ref}:{ref}")
+
+    def _targets(self) -> list[str]:
+        return [name for name, stage in self.stages.items() if stage.is_run]
+
+    def _experiment(self, point: Point) -> tuple[str, dict[str, Record] | None]:
+        """The name that the point's experiment has, and what it recorded if there is one of these very inputs."""
+        experiments = self.history.experiments()
+        for number in itertools.count(1):
+            name = point.name if number == 1 else f"{point.name}-{number}"
+            commits = [commit for (each, _), commit in experiments.items() if each == name]
+            for commit in commits:
+                if f"labdag sweep {self.digest}" in git(self.history.root, "log", "-1", "--format=%B", commit):
+                    return name, self.history.locked(commit, self.stages)
+            if not commits:
+                return name, None
+        raise AssertionError
+
+
+def _figures(records: Mapping[str, Record]) -> dict[str, Any]:
+    return {
+        name: value for record in records.values() for held in record.metrics.values() for name, value in flat(held)
+    }
+
+
+@contextmanager
+def _begun(pipeline: Pipeline, stages: Mapping[str, Stage], digest: str) -> Iterator[Path]:
+    """The root of a copy of the repository for a sweep, made now or by one with the same inputs that was broken off.
+
+    Raises:
+        GraphError: there is no commit, something can't be copied, or the same sweep is at work.
+    """
+    require_commit(pipeline.root)
+    place = pipeline.root / ".dvc" / "tmp" / "labdag" / "sweeps" / digest
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise GraphError("Another `labdag sweep` with the same inputs is at work; wait for its end.") from None
+        ready = place / "base.ready"
+        if not ready.exists():
+            remove(place / "base")
+            base = twin(pipeline, stages, place / "base")
+            ready.write_text(str(base), encoding="utf-8")
+        yield Path(ready.read_text(encoding="utf-8"))
+        if list(place.glob("*.ready")) == [ready]:  # there is no point to go on with
+            remove(place)
+
+
+class _Children:
+    """Processes that end when the sweep does."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._is_over = False
+
+    def __enter__(self) -> _Children:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Interrupt all that run, and let no more start; may be called from any thread."""
+        with self._mutex:
+            self._is_over = True
+            for process in self._running:
+                process.send_signal(signal.SIGINT)
+
+    @contextmanager
+    def started(self, command: list[str], folder: Path, env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+        """Start a process and be there until it ends."""
+        with self._mutex:
+            if self._is_over:
+                raise GraphError("the sweep was broken off")
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+            self._running.add(process)
+        try:
+            with process:
+                yield process
+        finally:
+            with self._mutex:
+                self._running.discard(process)

@@ -1,0 +1,229 @@
+"""`labdag sweep`: many combinations of params, each in a copy, recorded as DVC experiments."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.graph import GraphError
+from flows.points import grid, settings
+from tests.conftest import copy_project, is_gone, run, wait_for
+
+PIPELINE = """
+stages:
+  prepare: {cmd: python log.py prepare, deps: [log.py, raw.csv], outs: [prepared]}
+  init: {cmd: python log.py init, deps: [log.py, prepared], params: [seed], outs: [weights]}
+  train:
+    cmd: python log.py train
+    deps: [log.py, weights]
+    params: [seed, train.lr]
+    metrics: [metrics.json]
+    meta: {summary: {accuracy: ".1%"}, seed: seed}
+"""
+PARAMS = "# kept\nseed: 0\ntrain: {lr: 1.0, about: 'a \"b\"'}\n"
+# Writes down in a file outside which stage ran, and with which params.
+LOG = """
+import json, os, sys, time, yaml
+stage, params = sys.argv[1], yaml.safe_load(open("params.yaml"))
+seed, lr = params["seed"], params["train"]["lr"]
+with open(os.environ["RUNS"], "a") as file:
+    print(stage, *{"prepare": [], "init": [seed], "train": [lr, seed]}[stage], file=file)
+time.sleep(float(os.environ.get("TAKES", 0.2)))
+if stage == "train" and lr == 13:
+    sys.exit("lr 13 is bad luck")
+if stage == "train":
+    json.dump({"accuracy": 0.5 + lr / 10 + seed / 100}, open("metrics.json", "w"))
+else:
+    open({"prepare": "prepared", "init": "weights"}[stage], "w").write(f"{stage} {seed if stage == 'init' else ''}")
+"""
+KEYS = {"seed": 1, "labs": {"a": {"lr": 0.1, "seed": 0, "train": {"lr": 1}}}}
+
+
+@pytest.fixture
+def repository(toy: Callable[..., Path], prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
+    return toy(PIPELINE, **{"params.yaml": PARAMS, "log.py": LOG, "raw.csv": "1"})
+
+
+def runs(folder: Path) -> Counter[str]:
+    """How often which stage ran with which params."""
+    path = folder.parent / "runs"
+    return Counter(path.read_text().splitlines()) if path.exists() else Counter()
+
+
+def experiments(folder: Path) -> list[str]:
+    return sorted(run("dvc", "exp", "list", "--all", "--name-only", cwd=folder).stdout.split())
+
+
+def test_points_are_all_combinations_by_readable_names() -> None:
+    chosen = settings(["train.lr=0.1,1e-3", "labs.a.seed=1..2"], KEYS, "a")
+    assert [(setting.name, setting.short) for setting in chosen] == [
+        ("labs.a.train.lr", "lr"),
+        ("labs.a.seed", "seed"),
+    ]
+    points = grid("a", chosen)
+    assert [point.name for point in points] == ["a-lr0.1-seed1", "a-lr0.1-seed2", "a-lr0.001-seed1", "a-lr0.001-seed2"]
+    assert points[2].values == {"labs.a.train.lr": 0.001, "labs.a.seed": 1}
+    both = settings(["lr=1,2", "train.lr=[a, b],c d"], KEYS, "a")
+    assert [setting.short for setting in both] == ["a.lr", "train.lr"]
+    assert grid("a", both)[0].name == "a-a_lr1-train_lr_a_b_"
+
+
+@pytest.mark.parametrize(
+    ("texts", "sentence"),
+    [
+        ([], "Nothing is varied"),
+        (["lr"], "should be a param and its values"),
+        (["lr="], "should be a param and its values"),
+        (["lx=1"], "params.yaml has no param 'lx'. a has lr, seed, train.lr"),
+        (["train=1"], None),
+        (["lr=1", "labs.a.lr=2"], "sets labs.a.lr again"),
+        (["seed=3..1"], "3 is more than 1"),
+        (["lr=[1,2"], "no YAML"),
+        (["lr=1,1"], "a value stands there twice"),
+    ],
+)
+def test_what_can_not_be_varied_gets_a_sentence(texts: list[str], sentence: str | None) -> None:
+    if sentence is None:
+        assert grid("a", settings(texts, KEYS, "a"))
+        return
+    with pytest.raises(GraphError, match=re.escape(sentence)):
+        grid("a", settings(texts, KEYS, "a"))
+
+
+def test_a_sweep_leaves_experiments_and_runs_what_they_share_once(repository: Path) -> None:
+    (repository / "params.yaml").write_text(PARAMS.replace("lr: 1.0", "lr: 5"))  # not committed
+    before = run("git", "status", "--porcelain", cwd=repository).stdout
+    done = run("labdag", "sweep", "train", "-S", "train.lr=1,2", "-S", "seed=1..3", "--jobs", "2", cwd=repository)
+
+    assert runs(repository) == Counter(
+        ["prepare", "init 1", "init 2", "init 3"] + [f"train {lr} {seed}" for lr in (1, 2) for seed in (1, 2, 3)]
+    )
+    names = [f"train-lr{lr}-seed{seed}" for lr in (1, 2) for seed in (1, 2, 3)]
+    assert experiments(repository) == names
+    assert run("git", "status", "--porcelain", cwd=repository).stdout == before
+    assert not (repository / "metrics.json").exists()
+    assert re.search(r"1 +3 +62.0% ± 1.0\b", done.stdout)
+    assert re.search(r"2 +3 +72.0% ± 1.0\b", done.stdout)
+    assert "6 points: 6 recorded, 0 known, 0 failed" in done.stdout
+    assert not list((repository / ".dvc/tmp/labdag/sweeps").iterdir())
+
+    shown: list[dict[str, Any]] = json.loads(run("dvc", "exp", "show", "--json", cwd=repository).stdout)
+    assert sorted(each["name"] for each in shown[1]["experiments"]) == names
+    again = run("labdag", "sweep", "train", "-S", "train.lr=1,2", "-S", "seed=1..3", cwd=repository)
+    assert "6 points: 0 recorded, 6 known, 0 failed" in again.stdout
+    assert re.search(r"2 +3 +72.0% ± 1.0\b", again.stdout)
+    assert sum(runs(repository).values()) == 10
+
+    run("git", "checkout", "params.yaml", cwd=repository)
+    run("dvc", "exp", "apply", "train-lr2-seed3", cwd=repository)
+    assert (repository / "params.yaml").read_text() == PARAMS.replace("seed: 0", "seed: 3").replace("lr: 1.0", "lr: 2")
+    assert json.loads((repository / "metrics.json").read_text())["accuracy"] == pytest.approx(0.73)
+    assert "nothing to commit" not in run("git", "status", cwd=repository).stdout
+    assert (
+        "within the noise of the seed, ± 1.0 points over 3 runs"
+        in run("labdag", "diff", "train-lr2-seed1", "train-lr2-seed2", cwd=repository).stdout
+    )
+
+
+def test_what_is_edited_meanwhile_stays_out_of_the_points(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAKES", "0.5")
+    started = subprocess.Popen(["labdag", "sweep", "train", "-S", "seed=1..2"], cwd=repository)
+    wait_for(lambda: runs(repository)["init 1"], 60)
+    (repository / "log.py").write_text("raise SystemExit('edited')")
+    (repository / "params.yaml").write_text(PARAMS.replace("lr: 1.0", "lr: 7"))
+    assert started.wait(120) == 0
+    assert runs(repository)["train 1.0 2"] == 1
+
+    monkeypatch.setenv("TAKES", "0")
+    (repository / "log.py").write_text(LOG + "# edited\n")
+    done = run("labdag", "sweep", "train", "-S", "seed=1", cwd=repository)  # is another one
+    assert "1 points: 1 recorded" in done.stdout
+    assert experiments(repository) == ["train-seed1", "train-seed1-2", "train-seed2"]
+
+
+def test_a_point_that_fails_leaves_the_others_alone(repository: Path) -> None:
+    done = run("labdag", "sweep", "train", "-S", "train.lr=13,2", cwd=repository, check=False)
+    assert done.returncode == 1
+    assert "2 points: 1 recorded, 0 known, 1 failed" in done.stdout
+    assert "train-lr13: train failed: its command exited with 1, last saying: lr 13 is bad luck" in done.stderr
+    assert experiments(repository) == ["train-lr2"]
+
+
+def test_a_sweep_that_is_killed_goes_on_where_it_was(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAKES", "0.3")
+    command = ["labdag", "sweep", "train", "-S", "train.lr=1,2,3", "-S", "seed=1..4", "--jobs", "2"]
+    recorded: set[str] = set()
+    known: Counter[str] = Counter()
+    for count in (3, 7):
+        started = subprocess.Popen(command, cwd=repository, start_new_session=True)
+        wait_for(lambda count=count: len(experiments(repository)) >= count, 200)  # type: ignore[misc]
+        started.send_signal(signal.SIGKILL)
+        started.wait()
+        wait_for(lambda: not left_of(repository), 30)
+        recorded = {name.replace("train-lr", "train ").replace("-seed", " ") for name in experiments(repository)}
+        known = Counter({name: times for name, times in runs(repository).items() if name in recorded})
+    done = run(*command, cwd=repository)
+
+    assert f"12 points: {12 - len(recorded)} recorded, {len(recorded)} known, 0 failed" in done.stdout
+    assert experiments(repository) == [f"train-lr{lr}-seed{seed}" for lr in (1, 2, 3) for seed in (1, 2, 3, 4)]
+    ended = runs(repository)
+    assert ended["prepare"] == 1
+    assert all(ended[f"init {seed}"] <= 3 for seed in (1, 2, 3, 4))  # where it was killed itself
+    for name in recorded:
+        assert ended[name] == known[name], "it ran again though it was recorded"
+    assert run("git", "status", "--porcelain", cwd=repository).stdout == ""
+
+
+def left_of(repository: Path) -> list[int]:
+    """Processes at work in the copies of a sweep."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(repository) in process.cwd() and not is_gone(process.pid):
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_one_sweep_of_the_same_inputs_is_at_work_at_a_time(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAKES", "4")
+    first = subprocess.Popen(["labdag", "sweep", "train", "-S", "seed=1"], cwd=repository)
+    wait_for(lambda: runs(repository)["prepare"], 60)
+    second = run("labdag", "sweep", "train", "-S", "seed=1..2", cwd=repository, check=False)
+    assert "Another `labdag sweep` with the same inputs is at work" in second.stderr
+    first.send_signal(signal.SIGINT)
+    assert first.wait(60) == 130
+    wait_for(lambda: not left_of(repository), 30)
+
+
+def test_mistakes_get_a_sentence(repository: Path) -> None:
+    def refusal(*arguments: str, folder: Path = repository) -> str:
+        done = run("labdag", "sweep", *arguments, cwd=folder, check=False)
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    assert "Nothing is called 'trian'" in refusal("trian", "-S", "seed=1")
+    assert "has no param 'sed'" in refusal("train", "-S", "sed=1")
+    run("git", "update-ref", "-d", "HEAD", cwd=repository)
+    assert "has no commit" in refusal("train", "-S", "seed=1")
+
+
+def test_values_that_a_lab_does_not_have_are_told_before_any_point_is_begun(tmp_path: Path) -> None:
+    folder = copy_project(tmp_path / "labs")
+    done = run("labdag", "sweep", "lenet_digits", "-S", "train.epochs=2,none", cwd=folder, check=False)
+    assert done.returncode == 1
+    assert "lenet_digits-epochsnone: params.yaml: labs.lenet_digits.train.epochs" in done.stderr
