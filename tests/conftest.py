@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -104,8 +105,16 @@ def project(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of this project in which lenet_digits has been reproduced by plain DVC. Not to be changed."""
-    folder = copy_project(tmp_path_factory.mktemp("finished") / "project")
-    run("dvc", "repro", "plot@lenet_digits", cwd=folder)
+    # Workers of one run of the suite share it: the first one that wants it makes it.
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished" / "project"
+    folder.parent.mkdir(exist_ok=True)
+    with (folder.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder.parent / "done").exists():
+            copy_project(folder)
+            run("dvc", "repro", "plot@lenet_digits", cwd=folder)
+            (folder.parent / "done").touch()
     return folder
 
 

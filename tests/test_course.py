@@ -36,7 +36,10 @@ def add_as_readme_says(folder: Path) -> None:
     write_dag(folder)
 
 
-def test_a_lab_is_a_block_a_model_a_file_and_a_comparison_a_block(finished_copy: Path) -> None:
+def test_a_lab_is_a_block_a_model_a_file_and_a_comparison_a_block(
+    finished_copy: Path, prefect_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
     add_as_readme_says(finished_copy)
     done = run("labdag", "run", "digits_models", cwd=finished_copy)
     rows = {line.split()[0]: line.split() for line in done.stdout.splitlines() if "report.html" in line}

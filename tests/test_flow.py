@@ -538,7 +538,7 @@ def test_meta_that_labdag_does_not_know_may_hold_anything(toy: Callable[..., Pat
     assert {"a", "b"} <= rows_of(run("labdag", "list", cwd=folder).stdout).keys()
 
 
-def test_the_first_lab_runs_without_a_server_then_runs_nothing(project: Path) -> None:
+def test_the_first_lab_runs_without_a_server_then_runs_nothing(project: Path, prefect_server: str) -> None:
     """What a newcomer does first, with Prefect's ephemeral server, in a folder whose name has a space."""
     first = run("labdag", "run", "lenet_digits", cwd=project)
     row = re.search(
@@ -558,7 +558,7 @@ def test_the_first_lab_runs_without_a_server_then_runs_nothing(project: Path) ->
     assert re.search(r"lenet_mnist +mnist +lenet +- +- +- +never run", listed)
 
     edit_params(project, labs__lenet_digits__plot__dpi=72)
-    third = run("labdag", "run", "lenet_digits", cwd=project)
+    third = run("labdag", "run", "lenet_digits", cwd=project, PREFECT_API_URL=prefect_server)
     assert "6 stages: 1 run, 5 reused" in third.stdout
 
 
