@@ -319,18 +319,36 @@ def sweep(
     values: Annotated[
         list[str],
         typer.Option(
-            "--set", "-S", metavar="NAME=VALUES", help="A param and its values: train.lr=0.1,0.01 or seed=1..5."
+            "--set",
+            "-S",
+            metavar="NAME=VALUES",
+            help="A param and its values: lr=0.1,0.01, seed=1..5; for a search, a range: lr=1e-4..1e-1:log.",
         ),
     ],
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Points at once.")] = 1,
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, help="Search with Optuna, trying so many points, instead of all.", show_default=False),
+    ] = None,
+    metric: Annotated[str, typer.Option(help="The figure that a search makes best.")] = "accuracy",
+    minimize: Annotated[bool, typer.Option("--minimize", help="Less of it is better.")] = False,
 ) -> None:
-    """Make a target with all combinations of some values, each in a copy, and record them as DVC experiments."""
+    """Make a target with combinations of some values, each in a copy, and record them as DVC experiments."""
     root = _project()
-    _check_points(root, target, values, are_labs=_check_params(root) is not None)
-    from flows.sweep import Found, Sweep
+    _check_points(root, target, values, is_grid=trials is None, are_labs=_check_params(root) is not None)
     from flows.sweep import sweep as made
+    from flows.swept import Found, Sweep
 
-    done = _flow(made, target=target, values=values, jobs=jobs, root=str(root))
+    done = _flow(
+        made,
+        target=target,
+        values=values,
+        jobs=jobs,
+        trials=trials,
+        metric=metric,
+        minimize=minimize,
+        root=str(root),
+    )
     assert isinstance(done, Sweep)
     _print(done.rows())
     failed = [result for result in done.results if result.found is Found.FAILED]
@@ -343,19 +361,20 @@ def sweep(
         _fail("\n".join(f"{result.point.name}: {result.reason}" for result in failed))
 
 
-def _check_points(root: Path, target: str, values: list[str], *, are_labs: bool) -> None:
+def _check_points(root: Path, target: str, values: list[str], *, is_grid: bool, are_labs: bool) -> None:
     """Hold each point against what there is, and labs against the options that they have, before any is begun."""
     import copy
 
     from flows import graph
-    from flows.points import apply, grid, read, settings
+    from flows.points import apply, corners, grid, read, settings
     from flows.targets import select
     from flows.workspace import require_commit
 
     require_commit(root)
     select(graph.prepare(root).stages, [target])
     text = read(root)
-    points = grid(target, settings(values, text, target))
+    chosen = settings(values, text, target)
+    points = grid(target, chosen) if is_grid else corners(target, chosen)
     if are_labs:
         from stages import params
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,31 @@ from ruamel.yaml.error import YAMLError
 from flows.graph import GraphError, flat
 
 PARAMS = "params.yaml"
-_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+_NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?"
+_SPAN = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(:log)?", re.IGNORECASE)
+LONGEST = 120  # characters of a name, but for a hash of its rest: it is part of a file's name
+FIGURES = 4  # digits of a value that a search picks
 _UNNAMEABLE = re.compile(r"[^A-Za-z0-9.+-]+")
+
+
+@dataclass(frozen=True)
+class Span:
+    """All numbers from one to another.
+
+    Attributes:
+        low: the least of them.
+        high: the greatest.
+        is_log: whether each order of magnitude counts as much as any other.
+    """
+
+    low: float
+    high: float
+    is_log: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether only whole numbers are meant."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
 
 
 @dataclass(frozen=True)
@@ -26,12 +50,12 @@ class Setting:
     Attributes:
         name: dotted, in full.
         short: as many of its last parts as tell it from the others.
-        values: what it is set to, one after the other.
+        values: what it is set to.
     """
 
     name: str
     short: str
-    values: tuple[Any, ...]
+    values: tuple[Any, ...] | Span
 
 
 @dataclass(frozen=True)
@@ -52,14 +76,14 @@ def settings(texts: Iterable[str], params: Any, key: str) -> list[Setting]:
 
     Args:
         texts: each `NAME=VALUES`: the param's dotted name, or what follows in it the key of the target; then values,
-            separated by commas, or a range of whole numbers, `1..5`.
+            separated by commas, or a range, `1..5`, `1e-4..1e-1:log`.
         params: what params.yaml says.
         key: of the target.
 
     Raises:
         GraphError: a text is not of that form, or names no param.
     """
-    found: dict[str, tuple[Any, ...]] = {}
+    found: dict[str, tuple[Any, ...] | Span] = {}
     for text in texts:
         name, equals, listed = text.partition("=")
         if not (name and equals and listed.strip()):
@@ -74,14 +98,36 @@ def settings(texts: Iterable[str], params: Any, key: str) -> list[Setting]:
 
 
 def grid(target: str, chosen: list[Setting]) -> list[Point]:
-    """All combinations of the settings' values, the last one's values changing first."""
-    points = []
-    for values in itertools.product(*(setting.values for setting in chosen)):
-        points.append(point(target, chosen, values))
+    """All combinations of the settings' values, the last one's values changing first.
+
+    Raises:
+        GraphError: a setting has more values than can be told, or two points would have one name.
+    """
+    listed: list[Sequence[Any]] = []
+    for setting in chosen:
+        span = setting.values
+        if isinstance(span, Span):
+            if not span.is_whole or span.is_log:
+                raise GraphError(
+                    f"{setting.name} is to take all values from {span.low:g} to {span.high:g}: list those to try, or "
+                    "say with --trials how many a search may try."
+                )
+            listed.append(range(int(span.low), int(span.high) + 1))
+        else:
+            listed.append(span)
+    points = [point(target, chosen, values) for values in itertools.product(*listed)]
     names = [each.name for each in points]
     if doubled := next((name for name in names if names.count(name) > 1), None):
         raise GraphError(f"Two points would be called {doubled}; a value stands there twice, or is too like another.")
     return points
+
+
+def corners(target: str, chosen: list[Setting]) -> list[Point]:
+    """The points of a search where each setting has its first value, and then its last one."""
+    ends = [
+        (span.low, span.high) if isinstance(span := setting.values, Span) else (span[0], span[-1]) for setting in chosen
+    ]
+    return [point(target, chosen, values) for values in zip(*ends, strict=True)]
 
 
 def point(target: str, chosen: list[Setting], values: Iterable[Any]) -> Point:
@@ -89,6 +135,8 @@ def point(target: str, chosen: list[Setting], values: Iterable[Any]) -> Point:
     pairs = list(zip(chosen, values, strict=True))
     parts = [f"{setting.short.replace('.', '_')}{_UNNAMEABLE.sub('_', _written(value))}" for setting, value in pairs]
     name = re.sub(r"\.{2,}", ".", "-".join([_UNNAMEABLE.sub("_", target), *parts])).rstrip(".")
+    if len(name) > LONGEST:
+        name = f"{name[:LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return Point(name, {setting.name: value for setting, value in pairs})
 
 
@@ -159,12 +207,14 @@ def _at(params: Any, path: str) -> Any:
     return params
 
 
-def _values(text: str, listed: str) -> tuple[Any, ...]:
-    if match := _RANGE.fullmatch(listed):
-        first, last = map(int, match.groups())
-        if last < first:
-            raise GraphError(f"-S {text} has no values: {first} is more than {last}.")
-        return tuple(range(first, last + 1))
+def _values(text: str, listed: str) -> tuple[Any, ...] | Span:
+    if match := _SPAN.fullmatch(listed):
+        low, high = (_number(end) for end in match.groups()[:2])
+        if high < low:
+            raise GraphError(f"-S {text} has no values: {low} is more than {high}.")
+        if match[3] and low <= 0:
+            raise GraphError(f"-S {text} begins at {low}, and logarithms at more than 0.")
+        return Span(low, high, bool(match[3]))
     try:
         values = YAML(typ="safe", pure=True).load(f"[{listed}]")
     except YAMLError:
@@ -180,3 +230,10 @@ def _short(name: str, names: Iterable[str]) -> str:
         if not any(other != name and other.endswith(f".{short}") for other in names):
             return short
     return name
+
+
+def _number(text: str) -> float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)

@@ -7,17 +7,15 @@ import itertools
 import os
 import queue
 import signal
-import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 from uuid import UUID
 
 from prefect import flow, get_run_logger, task
@@ -30,15 +28,18 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
 from flows import server
+from flows.chart import draw
 from flows.execute import CLAIMS, Executor
 from flows.files import remove
 from flows.git import GitError, git
 from flows.graph import GraphError, Pipeline, Stage, find_root, flat, take
 from flows.journal import Journal
 from flows.output import Lines
-from flows.points import Point, Setting, grid, read, settings, write
+from flows.points import Point, grid, read, settings, write
 from flows.revisions import EXPERIMENTS, History, Record
 from flows.schedule import CPU, detected
+from flows.search import Grid, Search, Study
+from flows.swept import Found, Result, Sweep
 from flows.targets import select
 from flows.workspace import dvc, require_commit, twin
 
@@ -55,87 +56,19 @@ PLAIN_LOG = {
 }
 
 
-class Found(StrEnum):
-    """What became of a point."""
-
-    RECORDED = "Recorded"
-    KNOWN = "Known"  # an earlier sweep had recorded it
-    FAILED = "Failed"
-
-
-@dataclass(frozen=True)
-class Result:
-    """A point of a sweep.
-
-    Attributes:
-        point: it.
-        found: what became of it.
-        experiment: the name of its experiment; empty if it failed.
-        reason: why it failed.
-        metrics: figures by their dotted names.
-    """
-
-    point: Point
-    found: Found
-    experiment: str = ""
-    reason: str = ""
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What came of a sweep.
-
-    Attributes:
-        settings: what was varied.
-        results: of all points.
-        styles: the figures that tables show, with the format of each.
-        seed: dotted name of the param that changes figures by chance alone, if there is one.
-    """
-
-    settings: list[Setting]
-    results: list[Result]
-    styles: Mapping[str, str]
-    seed: str | None
-
-    def rows(self) -> list[dict[str, str]]:
-        """A row for each combination of values, seeds apart: mean and standard deviation of the figures."""
-        shown = [setting for setting in self.settings if setting.name != self.seed]
-        groups: dict[tuple[str, ...], list[Result]] = {}
-        for result in self.results:
-            groups.setdefault(tuple(str(result.point.values[setting.name]) for setting in shown), []).append(result)
-        rows = []
-        for values, results in groups.items():
-            row = {setting.short: value for setting, value in zip(shown, values, strict=True)}
-            good = [result for result in results if result.found is not Found.FAILED]
-            row["runs"] = str(len(good))
-            for name, style in self.styles.items():
-                figures = [result.metrics[name] for result in good if isinstance(result.metrics.get(name), int | float)]
-                row[name] = _spread(figures, style)
-            rows.append(row)
-        return rows
-
-
-def _spread(figures: list[float], style: str) -> str:
-    """Mean ± standard deviation, or as much of that as can be told."""
-    if not figures:
-        return "-"
-    if len(set(figures)) == 1:
-        return format(figures[0], style)
-    mean, deviation = statistics.fmean(figures), statistics.stdev(figures)
-    if style.endswith("%"):
-        return f"{format(mean, style)} ± {format(deviation, style)[:-1]}"
-    return f"{mean:.4g} ± {deviation:.2g}"
-
-
 @flow(name="sweep", flow_run_name="sweep {target}", task_runner=ThreadPoolTaskRunner(max_workers=MANY))  # type: ignore[arg-type]
 def sweep(
     target: Annotated[str, Field(description="What to bring up to date at each point: a key (lab), stage or group.")],
     values: Annotated[list[str], Field(description="Params and their values, such as train.lr=0.1,0.01 or seed=1..5.")],
     jobs: Annotated[int, Field(ge=1, description="Points at once.")] = 1,
+    trials: Annotated[
+        int | None, Field(ge=1, description="Search (with Optuna), and try so many points, instead of all of a grid.")
+    ] = None,
+    metric: Annotated[str, Field(description="The figure that a search makes best.")] = "accuracy",
+    minimize: Annotated[bool, Field(description="Whether less of it is better.")] = False,
     root: Annotated[str | None, Field(description="The DVC repository; default: the current folder's.")] = None,
-) -> Sweep:
-    """Make a target with all combinations of some params' values, and record each as a DVC experiment.
+) -> Sweep | State[Sweep]:
+    """Make a target with many combinations of some params' values, and record each as a DVC experiment.
 
     Each point has a copy of the repository, as it was when the sweep began, which shares DVC's cache. A sweep that was
     broken off goes on where it was; what is recorded already is not made again.
@@ -144,45 +77,80 @@ def sweep(
         flows.graph.GraphError: the pipeline can't be read, the target or a param is unknown, or there is no commit.
     """
     folder = Path(root) if root else find_root(Path.cwd())
-    with take(folder) as pipeline:
-        stages = select(pipeline.stages, [target])
-        chosen = settings(values, read(folder), target)
-        points = grid(target, chosen)
-        digest = pipeline.fingerprint(stages, [setting.name for setting in chosen])[:DIGITS]
-        with ExitStack() as held:
-            base = held.enter_context(_begun(pipeline, stages, digest))
-            copied = held.enter_context(Pipeline(base))
-            if (pid := server.temporary()) is not None:
-                held.enter_context(Executor(copied, Journal(base), digest)).adopt(pid)
-            children = held.enter_context(_Children())
-            held.enter_context(server.watched(UUID(str(flow_run.id)), children.end))
-            history = held.enter_context(History(folder))
-            results = _made(_Work(history, copied, target, stages, digest, jobs, children), points)
-    styles = {name: style for stage in stages.values() for name, style in stage.meta.summary.items()}
-    seeds = {stage.meta.seed for stage in stages.values()} & {setting.name for setting in chosen}
-    done = Sweep(chosen, [results[point.name] for point in points], styles, next(iter(seeds), None))
+    try:
+        done = _swept(folder, target, values, jobs, trials, metric, minimize)
+    except GraphError as error:  # a sentence for the user, who needs no traceback with it
+        return Failed(message=str(error), data=error)
+    if picture := draw(done, folder / ".dvc" / "tmp" / "labdag" / "charts" / f"{quote(target, safe='@')}.png"):
+        get_run_logger().info("A chart of it: %s", picture)
     create_table_artifact(key="sweep", table=done.rows(), description=f"{target}: {', '.join(values)}")
     return done
 
 
-def _made(work: _Work, points: list[Point]) -> dict[str, Result]:
-    """Make all points, so many at once."""
-    waiting, running, futures = list(points), set[str](), []
-    ended: queue.SimpleQueue[str] = queue.SimpleQueue()
-    while waiting or running:
-        while waiting and len(running) < work.jobs:
-            point = waiting.pop(0)
-            running.add(point.name)
+def _swept(
+    folder: Path, target: str, values: list[str], jobs: int, trials: int | None, metric: str, minimize: bool
+) -> Sweep:
+    with ExitStack() as held:
+        pipeline = held.enter_context(take(folder))
+        stages = select(pipeline.stages, [target])
+        chosen = settings(values, read(folder), target)
+        digest = pipeline.fingerprint(stages, [setting.name for setting in chosen])[:DIGITS]
+        base = held.enter_context(_begun(pipeline, stages, digest))
+        copied = held.enter_context(Pipeline(base))
+        if (pid := server.temporary()) is not None:
+            held.enter_context(Executor(copied, Journal(base), digest)).adopt(pid)
+        children = held.enter_context(_Children())
+        held.enter_context(server.watched(UUID(str(flow_run.id)), children.end))
+        work = _Work(held.enter_context(History(folder)), copied, target, stages, digest, jobs, children)
+        if trials is None:
+            results = _made(work, Grid(grid(target, chosen)))
+        else:
+            study = Study(
+                folder / ".dvc" / "tmp" / "labdag" / "studies.db",
+                " ".join([target, digest, metric, *sorted(values)]),
+                target,
+                chosen,
+                trials,
+                metric,
+                maximize=not minimize,
+                log=get_run_logger().info,
+            )
+            results = _made(work, study, study.known)
+    styles = {name: style for stage in stages.values() for name, style in stage.meta.summary.items()}
+    if trials is not None:
+        return Sweep(chosen, results, styles, metric=metric, is_search=True, minimize=minimize)
+    seeds = {stage.meta.seed for stage in stages.values()} & {setting.name for setting in chosen}
+    return Sweep(chosen, results, styles, seed=next(iter(seeds), None), metric=metric)
+
+
+def _made(work: _Work, search: Search, known: Iterable[Point] = ()) -> list[Result]:
+    """Make all points that a search asks for, so many at once: their results, and those of points `known` before."""
+    results = {point.name: result for point in known if (result := work.known(point))}
+    asked = list(results)
+    running: dict[str, Any] = {}
+    ended: queue.SimpleQueue[Point] = queue.SimpleQueue()
+    while True:
+        while len(running) < work.jobs and (point := search.ask()):
+            if point.name in results:  # a search may come back to one
+                search.tell(point, results[point.name].told())
+                continue
+            if point.name in running:
+                search.tell(point, None)
+                continue
+            asked.append(point.name)
             named = make_point.with_options(name=point.name, task_run_name=point.name)
-            future = named.submit(work, point)
-            futures.append(future)  # it has to live until the task has ended
-            future.add_done_callback(partial(_put, ended, point.name))
-        running.discard(ended.get())
-    return work.results
+            running[point.name] = named.submit(work, point)  # a future has to live until its task has ended
+            running[point.name].add_done_callback(partial(_put, ended, point))
+        if not running:
+            return [results[name] for name in asked]
+        point = ended.get()
+        del running[point.name]
+        results[point.name] = work.results.get(point.name) or Result(point, Found.FAILED, reason="Prefect lost it")
+        search.tell(point, results[point.name].told())
 
 
-def _put(ended: queue.SimpleQueue[str], name: str, _future: Any) -> None:
-    ended.put(name)
+def _put(ended: queue.SimpleQueue[Point], point: Point, _future: Any) -> None:
+    ended.put(point)
 
 
 @task(cache_policy=NO_CACHE)
@@ -228,15 +196,20 @@ class _Work:
         self.jobs, self.children = jobs, children
         self.results: dict[str, Result] = {}
 
+    def known(self, point: Point) -> Result | None:
+        """What an earlier sweep has recorded of a point, if one has."""
+        name, record = self._experiment(point)
+        return None if record is None else Result(point, Found.KNOWN, name, metrics=_figures(record))
+
     def make(self, point: Point, log: Callable[[str], None]) -> Result:
         """Make a point, unless it is recorded already.
 
         Raises:
             GraphError, GitError, OSError: it can't be copied or recorded.
         """
-        name, record = self._experiment(point)
-        if record is not None:
-            return Result(point, Found.KNOWN, name, metrics=_figures(record))
+        if known := self.known(point):
+            return known
+        name, _ = self._experiment(point)
         place = self.base.root.parent / point.name  # next to the base
         ready = place.with_name(f"{point.name}.ready")
         if not ready.exists():  # nothing is left there of a sweep that was broken off, or a part of a copy
@@ -332,6 +305,7 @@ def _begun(pipeline: Pipeline, stages: Mapping[str, Stage], digest: str) -> Iter
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise GraphError("Another `labdag sweep` with the same inputs is at work; wait for its end.") from None
+        _drop_others(place)
         ready = place / "base.ready"
         if not ready.exists():
             remove(place / "base")
@@ -340,6 +314,15 @@ def _begun(pipeline: Pipeline, stages: Mapping[str, Stage], digest: str) -> Iter
         yield Path(ready.read_text(encoding="utf-8"))
         if list(place.glob("*.ready")) == [ready]:  # there is no point to go on with
             remove(place)
+
+
+def _drop_others(place: Path) -> None:
+    """Remove what sweeps with other inputs have left, which nobody will go on with."""
+    for other in place.parent.iterdir():
+        if other != place:
+            with (other / "lock").open("w") as lock, suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove(other)
 
 
 class _Children:

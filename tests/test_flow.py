@@ -209,7 +209,7 @@ def test_many_stages_many_at_once(toy: Callable[..., Path], monkeypatch: pytest.
     folder = toy("stages: {}\n")
     stages = {f"s@{n}": Stage(f"s@{n}") for n in range(100)}
     stages |= {f"t@{n}": Stage(f"t@{n}", (f"s@{n}",)) for n in range(100)}
-    monkeypatch.setattr("flows.graph.Pipeline._all", lambda _: stages)
+    monkeypatch.setattr("flows.graph.stages_of", lambda _: stages)
     monkeypatch.setattr(Executor, "run", lambda _, stage, **__: Outcome(stage.name, Ending.COMPLETED, "it ran"))
     done = flow.reproduce(jobs=16, root=str(folder))
     assert isinstance(done, flow.Reproduction)

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from flows.graph import GraphError
 from flows.points import grid, settings
-from tests.conftest import copy_project, is_gone, run, wait_for
+from tests.conftest import STRESS, copy_project, is_gone, run, wait_for
 
 PIPELINE = """
 stages:
@@ -73,6 +74,9 @@ def test_points_are_all_combinations_by_readable_names() -> None:
     points = grid("a", chosen)
     assert [point.name for point in points] == ["a-lr0.1-seed1", "a-lr0.1-seed2", "a-lr0.001-seed1", "a-lr0.001-seed2"]
     assert points[2].values == {"labs.a.train.lr": 0.001, "labs.a.seed": 1}
+    long = grid("a" * 150, settings(["seed=1,2"], KEYS, "a"))
+    assert len({point.name for point in long}) == 2
+    assert all(len(point.name) < 150 for point in long)
     both = settings(["lr=1,2", "train.lr=[a, b],c d"], KEYS, "a")
     assert [setting.short for setting in both] == ["a.lr", "train.lr"]
     assert grid("a", both)[0].name == "a-a_lr1-train_lr_a_b_"
@@ -88,6 +92,8 @@ def test_points_are_all_combinations_by_readable_names() -> None:
         (["train=1"], None),
         (["lr=1", "labs.a.lr=2"], "sets labs.a.lr again"),
         (["seed=3..1"], "3 is more than 1"),
+        (["lr=0.1..0.5"], "labs.a.lr is to take all values from 0.1 to 0.5: list those to try, or say with --trials"),
+        (["lr=0..1:log"], "begins at 0, and logarithms at more than 0"),
         (["lr=[1,2"], "no YAML"),
         (["lr=1,1"], "a value stands there twice"),
     ],
@@ -116,6 +122,9 @@ def test_a_sweep_leaves_experiments_and_runs_what_they_share_once(repository: Pa
     assert re.search(r"2 +3 +72.0% ± 1.0\b", done.stdout)
     assert "6 points: 6 recorded, 0 known, 0 failed" in done.stdout
     assert not list((repository / ".dvc/tmp/labdag/sweeps").iterdir())
+    with Image.open(repository / ".dvc/tmp/labdag/charts/train.png") as chart:
+        assert chart.format == "PNG"
+    assert "A chart of it: " in done.stderr
 
     shown: list[dict[str, Any]] = json.loads(run("dvc", "exp", "show", "--json", cwd=repository).stdout)
     assert sorted(each["name"] for each in shown[1]["experiments"]) == names
@@ -133,6 +142,26 @@ def test_a_sweep_leaves_experiments_and_runs_what_they_share_once(repository: Pa
         "within the noise of the seed, ± 1.0 points over 3 runs"
         in run("labdag", "diff", "train-lr2-seed1", "train-lr2-seed2", cwd=repository).stdout
     )
+
+
+def test_a_search_tries_so_many_points_and_goes_on_with_more(repository: Path) -> None:
+    command = ["labdag", "sweep", "train", "-S", "train.lr=0.1..4", "-S", "seed=1..2", "--metric", "accuracy"]
+    done = run(*command, "--trials", "2", "--jobs", "2", cwd=repository)
+    assert "2 points: 2 recorded, 0 known, 0 failed" in done.stdout
+    first = experiments(repository)
+    assert all(re.fullmatch(r"train-lr\d(\.\d+)?-seed[12]", name) for name in first), first
+
+    done = run(*command, "--trials", "4", cwd=repository)
+    assert "4 points: 2 recorded, 2 known, 0 failed" in done.stdout
+    assert set(first) < set(experiments(repository))
+    figures = [float(found) for found in re.findall(r" (\d+\.\d)%", done.stdout)]
+    assert figures == sorted(figures, reverse=True)
+    assert len(figures) == 4
+
+    done = run(*command[:-1], "acuracy", "--trials", "1", cwd=repository, check=False)
+    assert done.returncode == 1
+    assert "Error: train has no metric 'acuracy'; it has accuracy." in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_what_is_edited_meanwhile_stays_out_of_the_points(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,14 +186,22 @@ def test_a_point_that_fails_leaves_the_others_alone(repository: Path) -> None:
     assert "2 points: 1 recorded, 0 known, 1 failed" in done.stdout
     assert "train-lr13: train failed: its command exited with 1, last saying: lr 13 is bad luck" in done.stderr
     assert experiments(repository) == ["train-lr2"]
+    sweeps = repository / ".dvc/tmp/labdag/sweeps"
+    (left,) = sweeps.iterdir()
+    assert {path.name for path in left.iterdir()} >= {"base", "train-lr13"}, "to go on with"
+    (repository / "raw.csv").write_text("2")
+    run("labdag", "sweep", "train", "-S", "train.lr=2", cwd=repository)
+    assert not list(sweeps.iterdir())
 
 
 def test_a_sweep_that_is_killed_goes_on_where_it_was(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAKES", "0.3")
-    command = ["labdag", "sweep", "train", "-S", "train.lr=1,2,3", "-S", "seed=1..4", "--jobs", "2"]
+    lrs, seeds, kills = (3, 4, (3, 7)) if STRESS else (2, 2, (1, 2))
+    command = ["labdag", "sweep", "train", "-S", f"train.lr=1..{lrs}", "-S", f"seed=1..{seeds}", "--jobs", "2"]
+    points = [(lr, seed) for lr in range(1, lrs + 1) for seed in range(1, seeds + 1)]
     recorded: set[str] = set()
     known: Counter[str] = Counter()
-    for count in (3, 7):
+    for count in kills:
         started = subprocess.Popen(command, cwd=repository, start_new_session=True)
         wait_for(lambda count=count: len(experiments(repository)) >= count, 200)  # type: ignore[misc]
         started.send_signal(signal.SIGKILL)
@@ -174,11 +211,12 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(repository: Path, monkeypat
         known = Counter({name: times for name, times in runs(repository).items() if name in recorded})
     done = run(*command, cwd=repository)
 
-    assert f"12 points: {12 - len(recorded)} recorded, {len(recorded)} known, 0 failed" in done.stdout
-    assert experiments(repository) == [f"train-lr{lr}-seed{seed}" for lr in (1, 2, 3) for seed in (1, 2, 3, 4)]
+    told = f"{len(points) - len(recorded)} recorded, {len(recorded)} known, 0 failed"
+    assert f"{len(points)} points: {told}" in done.stdout
+    assert experiments(repository) == [f"train-lr{lr}-seed{seed}" for lr, seed in points]
     ended = runs(repository)
     assert ended["prepare"] == 1
-    assert all(ended[f"init {seed}"] <= 3 for seed in (1, 2, 3, 4))  # where it was killed itself
+    assert all(ended[f"init {seed}"] <= 1 + len(kills) for _, seed in points)  # where it was killed itself
     for name in recorded:
         assert ended[name] == known[name], "it ran again though it was recorded"
     assert run("git", "status", "--porcelain", cwd=repository).stdout == ""
