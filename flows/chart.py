@@ -76,9 +76,9 @@ def _panel(axes: Axes, sweep: Sweep, runs: list[Result], setting: Setting) -> No
     if several and not sweep.is_search:
         means = [statistics.fmean(found) for found in several.values()]
         spread = [statistics.stdev(found) for found in several.values()]
-        axes.errorbar(
-            list(several), means, spread, color=VERMILLION, marker="_", markersize=14, capsize=4, linewidth=1.5
-        )
+        label = "mean ± standard deviation"
+        axes.errorbar(list(several), means, spread, color=VERMILLION, marker="s", markersize=4, capsize=4, label=label)
+        axes.legend(frameon=False, fontsize="small")
     axes.set_xlabel(setting.short)
     axes.grid(axis="y", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -267,7 +267,9 @@ def diff(
     from flows.revisions import WORKSPACE, History
 
     with History(root) as history:
-        before, after = history.read(old), history.read(new)
+        # The workspace first: DVC has read it already, and reads it anew after it has looked at another revision.
+        read = {name: history.read(name) for name in sorted({old, new}, key=lambda name: name != WORKSPACE)}
+        before, after = read[old], read[new]
         lines = compare.diff(before, after, history.repeats, targets or ())
     if as_json:
         print(json.dumps([line.told() for line in lines], indent=2))

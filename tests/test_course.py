@@ -61,13 +61,10 @@ def test_a_lab_is_a_block_a_model_a_file_and_a_comparison_a_block(
     for lab in table:
         assert f'href="../../{lab}/report.html"' in page
 
-    # A comparison makes no lab rerun, and reruns when one of its labs changes.
+    # A comparison makes no lab rerun.
     edit_params(finished_copy, compare__digits_models__look_for="The first epoch.")
     done = run("labdag", "run", "digits_models", cwd=finished_copy)
     assert "15 stages: 1 run, 14 reused" in done.stdout
-    edit_params(finished_copy, labs__softmax_digits__train__epochs=2)
-    done = run("labdag", "run", "digits_models", cwd=finished_copy)
-    assert "15 stages: 4 run, 11 reused" in done.stdout
     assert (compared / "report.html").read_text() != page
 
     again = (compared / "table.csv").read_bytes(), (compared / "report.html").read_bytes()
