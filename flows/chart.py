@@ -34,20 +34,22 @@ def draw(sweep: Sweep, path: Path) -> Path | None:
     shown = sweep.shown()
     if len(runs) < 2 or not shown:
         return None
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    figure = Figure(figsize=(0.6 + PANEL * len(shown), PANEL), layout="constrained", dpi=120)
-    figure.suptitle(path.stem)
-    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
-    for axes, setting in zip(panels, shown, strict=True):
-        _panel(axes, sweep, runs, setting)
-    if sweep.styles.get(sweep.metric, "").endswith("%"):
-        panels[0].yaxis.set_major_formatter(PercentFormatter(xmax=1))
-    panels[0].set_ylabel(sweep.metric.replace("_", " "))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
-    figure.savefig(part, format="png", metadata={"Software": None})
+    with rc_context({"text.parse_math": False}):  # a $ in a value is a $
+        figure = Figure(figsize=(0.6 + PANEL * len(shown), PANEL), layout="constrained", dpi=120)
+        figure.suptitle(path.stem)
+        panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+        for axes, setting in zip(panels, shown, strict=True):
+            _panel(axes, sweep, runs, setting)
+        if sweep.styles.get(sweep.metric, "").endswith("%"):
+            panels[0].yaxis.set_major_formatter(PercentFormatter(xmax=1))
+        panels[0].set_ylabel(sweep.metric.replace("_", " "))
+        figure.savefig(part, format="png", metadata={"Software": None})
     part.replace(path)
     return path
 

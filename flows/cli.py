@@ -270,16 +270,18 @@ def diff(
         # The workspace first: DVC has read it already, and reads it anew after it has looked at another revision.
         read = {name: history.read(name) for name in sorted({old, new}, key=lambda name: name != WORKSPACE)}
         before, after = read[old], read[new]
-        lines = compare.diff(before, after, history.repeats, targets or ())
+        lines = compare.diff(before, after, history.repeats, targets or (), everything=as_json)
     if as_json:
         print(json.dumps([line.told() for line in lines], indent=2))
         return
     rows = []
     for line in lines:
         was, now, change, remark = compare.printed(line)
-        rows.append(
-            {"result": line.target, "what": line.what or "-", old: was, new: now, "change": change, "remark": remark}
-        )
+        names = [
+            f"{name} (revision)" if name in ("result", "what", "change", "remark") else name for name in (old, new)
+        ]
+        values = {names[0]: was, names[1]: now}
+        rows.append({"result": line.target, "what": line.what or "-", **values, "change": change, "remark": remark})
     if rows and not any(row["remark"] for row in rows):
         rows = [{name: text for name, text in row.items() if name != "remark"} for row in rows]
     if rows:
@@ -307,7 +309,7 @@ def _print_raw_diff(old: str, new: str) -> None:
 
 def _print_markdown(rows: list[dict[str, str]]) -> None:
     def line(cells: Iterable[str]) -> str:
-        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        return f"| {' | '.join(' '.join(cell.replace('|', chr(92) + '|').split()) for cell in cells)} |"
 
     print(line(rows[0]))
     print(line(":---" if name in ("result", "what", "remark") else "---:" for name in rows[0]))
@@ -358,7 +360,7 @@ def sweep(
     names = [result.experiment for result in done.results if result.experiment]
     print(f"{len(done.results)} points: {len(names) - known} recorded, {known} known, {len(failed)} failed")
     if names:
-        print(f"`dvc exp show` has them; `dvc exp apply {names[0]}` brings one into your workspace.")
+        print(f"`dvc exp show --all-commits` has them; `dvc exp apply {names[0]}` brings one into your workspace.")
     if failed:
         _fail("\n".join(f"{result.point.name}: {result.reason}" for result in failed))
 

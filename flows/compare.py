@@ -6,12 +6,13 @@ import difflib
 import fnmatch
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flows.graph import GraphError, Pipeline, Stage
-from flows.revisions import Record, Revision, flat
+from flows.graph import GraphError, Pipeline, Stage, flat
+from flows.revisions import Record, Revision
 from flows.targets import results
 
 DEPTH = 2  # levels of a metrics file that tables show; `dvc metrics show` and `dvc metrics diff` show all
@@ -103,9 +104,9 @@ class Line:
         return {
             "result": self.target,
             "what": self.what,
-            "old": self.old,
-            "new": self.new,
-            "change": self.change,
+            "old": _json(self.old),
+            "new": _json(self.new),
+            "change": _json(self.change),
             "noise": self.noise,
             "repeats": self.repeats,
             "is_chance": self.is_chance,
@@ -113,10 +114,17 @@ class Line:
         }
 
 
+def _json(value: Any) -> Any:
+    """The value, or what stands for it where JSON has no word."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 Repeats = Callable[[Revision, Iterable[str], str], Mapping[Any, Mapping[str, Any]]]
 
 
-def diff(old: Revision, new: Revision, repeats: Repeats, chosen: Iterable[str] = ()) -> list[Line]:
+def diff(
+    old: Revision, new: Revision, repeats: Repeats, chosen: Iterable[str] = (), *, everything: bool = False
+) -> list[Line]:
     """What two revisions differ in: for each result the params and files that were changed, and the metrics.
 
     Args:
@@ -124,6 +132,7 @@ def diff(old: Revision, new: Revision, repeats: Repeats, chosen: Iterable[str] =
         new: the newer one.
         repeats: tells the metrics of the same stages with other seeds, as `History.repeats` does.
         chosen: the results that it is about; none means all.
+        everything: tell of every figure, and not of families (`meta.extremes`) only those that moved most.
 
     Raises:
         GraphError: one of those chosen is in neither revision.
@@ -140,9 +149,9 @@ def diff(old: Revision, new: Revision, repeats: Repeats, chosen: Iterable[str] =
     for target in chosen:
         before: dict[str, Stage] = sides[0].get(target, {})
         after: dict[str, Stage] = sides[1].get(target, {})
-        was, now = (_records(revision, stages) for revision, stages in ((old, before), (new, after)))
+        was, now = (_records(revision, target, stages) for revision, stages in ((old, before), (new, after)))
         if was and now:
-            lines += _lines(target, was, now, {**before, **after}, _spread(new, after, repeats))
+            lines += _lines(target, was, now, {**before, **after}, _spread(new, after, repeats), everything)
         elif was or now:
             there, lacking, stages = (old, new, after) if was else (new, old, before)
             why = f"{lacking.name} has it, but never ran it" if stages else f"{lacking.name} has no such result"
@@ -150,10 +159,11 @@ def diff(old: Revision, new: Revision, repeats: Repeats, chosen: Iterable[str] =
     return lines
 
 
-def _records(revision: Revision, stages: Iterable[str]) -> dict[str, Record]:
-    """Records of stages of which at least one that tells figures was run."""
-    found = {name: revision.records[name] for name in stages if name in revision.records}
-    return found if any(record.metrics or record.missing for record in found.values()) else {}
+def _records(revision: Revision, target: str, stages: Mapping[str, Stage]) -> dict[str, Record]:
+    """Records of the stages of a result; none where of those that bear its name none was run."""
+    if not any(stage.key == target and name in revision.records for name, stage in stages.items()):
+        return {}
+    return {name: revision.records[name] for name in stages if name in revision.records}
 
 
 def _lines(
@@ -162,6 +172,7 @@ def _lines(
     now: Mapping[str, Record],
     stages: Mapping[str, Stage],
     spread: Mapping[str, tuple[float, int]],
+    everything: bool,
 ) -> Iterator[Line]:
     old, new = ({k: v for record in side.values() for k, v in record.params.items()} for side in (was, now))
     for name in dict.fromkeys([*old, *new]):
@@ -175,14 +186,14 @@ def _lines(
         yield Line(target, f"and {len(changed) - FILES} more files")
     styles = {name: style for stage in stages.values() for name, style in stage.meta.summary.items()}
     families = {pattern: style for stage in stages.values() for pattern, style in stage.meta.extremes.items()}
-    old, new = (dict(_figures(side.values())) for side in (was, now))
+    old, new = figures(_held(was)), figures(_held(now))
     is_whole = not any(record.missing for side in (was, now) for record in side.values())
     known = [name for name in dict.fromkeys([*old, *new]) if is_whole or (name in old and name in new)]
-    moved = [name for name in known if old.get(name) != new.get(name)]
-    for name in (name for name in moved if "." not in name):
+    moved = [name for name in known if not _is_same(old.get(name), new.get(name))]
+    for name in (name for name in moved if "." not in name.rpartition(":")[2] or everything or not families):
         noise, count = spread.get(name, (None, 0))
         yield Line(target, name, old.get(name), new.get(name), styles.get(name, ""), noise, count)
-    for pattern, style in families.items():
+    for pattern, style in () if everything else families.items():
         members = [Line(target, name, old[name], new[name], style) for name in moved
                    if name in old and name in new and fnmatch.fnmatchcase(name, pattern)]  # fmt: skip
         members.sort(key=lambda line: line.change or 0.0, reverse=True)
@@ -193,10 +204,25 @@ def _lines(
             yield Line(target, path, remark="its content is not in DVC's cache; `dvc fetch` may have it")
 
 
-def _figures(records: Iterable[Record]) -> Iterator[tuple[str, Any]]:
-    for record in records:
-        for values in record.metrics.values():
-            yield from flat(values)
+def _held(records: Mapping[str, Record]) -> dict[str, Any]:
+    """What the metrics files of a result hold, by path."""
+    return {path: values for record in records.values() for path, values in record.metrics.items()}
+
+
+def figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures of some metrics files by their dotted names; of a name that several files have, by `PATH:NAME`."""
+    leaves_of = {path: dict(flat(values)) for path, values in metrics.items()}
+    counts = Counter(name for found in leaves_of.values() for name in found)
+    return {
+        name if counts[name] == 1 else f"{path}:{name}": value
+        for path, found in leaves_of.items()
+        for name, value in found.items()
+        if name
+    }
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return bool(one == other) or (one != one and other != other)  # nan is no other than nan
 
 
 def _spread(revision: Revision, stages: Mapping[str, Stage], repeats: Repeats) -> dict[str, tuple[float, int]]:
@@ -205,11 +231,11 @@ def _spread(revision: Revision, stages: Mapping[str, Stage], repeats: Repeats) -
     runs = repeats(revision, stages, seed) if seed else {}
     if len(runs) < REPEATS:
         return {}
-    figures = [dict(pair for values in metrics.values() for pair in flat(values)) for metrics in runs.values()]
+    found = [figures(metrics) for metrics in runs.values()]
     return {
-        name: (statistics.stdev(run[name] for run in figures), len(figures))
-        for name in figures[0]
-        if all(_is_number(run.get(name)) for run in figures)
+        name: (statistics.stdev(run[name] for run in found), len(found))
+        for name in found[0]
+        if all(_is_number(run.get(name)) and math.isfinite(run[name]) for run in found)
     }
 
 
@@ -223,7 +249,7 @@ def _short(digest: str | None) -> str | None:
 
 def printed(line: Line) -> tuple[str, str, str, str]:
     """The old value of a line, the new one, the change and what there is to say of it, as a person reads them."""
-    old, new = (MISSING if value is None else _styled(value, line.style) for value in (line.old, line.new))
+    old, new = (MISSING if value is None else styled(value, line.style) for value in (line.old, line.new))
     change = MISSING if line.change is None else _signed(line.change, line.style)
     remark = line.remark
     if line.is_chance is not None:
@@ -232,7 +258,8 @@ def printed(line: Line) -> tuple[str, str, str, str]:
     return old, new, change, remark
 
 
-def _styled(value: Any, style: str) -> str:
+def styled(value: Any, style: str) -> str:
+    """A value in a format, or as it is where that does not fit it."""
     if isinstance(value, float) and not style:
         style = ".4g"
     try:

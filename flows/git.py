@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -11,17 +13,46 @@ class GitError(Exception):
     """A git command failed; the text is what it said last."""
 
 
-def git(folder: Path, *arguments: str | Path) -> str:
+def git(folder: Path, *arguments: str | Path, env: Mapping[str, str] | None = None) -> str:
     """What a git command in `folder` prints.
+
+    Args:
+        folder: where it works.
+        arguments: of it.
+        env: what its environment has besides this process's.
 
     Raises:
         GitError: it failed, or there is no git.
     """
     try:
-        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, check=False)
+        done = subprocess.run(
+            ["git", "-C", folder, *arguments], capture_output=True, check=False, env=os.environ | (env or {})
+        )
     except FileNotFoundError:
         raise GitError("git is not installed") from None
     if done.returncode != 0:
         said = os.fsdecode(done.stderr).strip() or f"git {arguments[0]} failed"
         raise GitError(said.splitlines()[-1].removeprefix("fatal: "))
     return os.fsdecode(done.stdout)
+
+
+def snapshot(folder: Path) -> str:
+    """A sign of the commit and of all files that git does not ignore, as they are now.
+
+    Raises:
+        GitError: there is no commit.
+    """
+    head = git(folder, "rev-parse", "HEAD").strip()
+    with tempfile.TemporaryDirectory() as place:
+        # Nothing is left of it in the repository.
+        known = Path(folder, git(folder, "rev-parse", "--git-path", "objects").rstrip("\n")).resolve()
+        objects = Path(place) / "objects"
+        objects.mkdir()
+        env = {
+            "GIT_INDEX_FILE": str(Path(place) / "index"),
+            "GIT_OBJECT_DIRECTORY": str(objects),
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(known),
+        }
+        git(folder, "read-tree", "HEAD", env=env)
+        git(folder, "add", "--all", ":/", env=env)
+        return f"{head} {git(folder, 'write-tree', env=env).strip()}"

@@ -577,7 +577,7 @@ def stages_of(repo: Repo) -> dict[str, Stage]:
 
 def flat(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """The values of a tree of mappings, by their dotted names."""
-    if isinstance(values, Mapping) and values:
+    if isinstance(values, Mapping) and (values or not name):
         for key, value in values.items():
             yield from flat(value, f"{name}{'.' if name and name[-1] not in ':.' else ''}{key}")
     else:

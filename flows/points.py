@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,8 +117,8 @@ def grid(target: str, chosen: list[Setting]) -> list[Point]:
         else:
             listed.append(span)
     points = [point(target, chosen, values) for values in itertools.product(*listed)]
-    names = [each.name for each in points]
-    if doubled := next((name for name in names if names.count(name) > 1), None):
+    counts = Counter(each.name for each in points)
+    if doubled := next((name for name, count in counts.items() if count > 1), None):
         raise GraphError(f"Two points would be called {doubled}; a value stands there twice, or is too like another.")
     return points
 
@@ -219,6 +220,10 @@ def _values(text: str, listed: str) -> tuple[Any, ...] | Span:
         values = YAML(typ="safe", pure=True).load(f"[{listed}]")
     except YAMLError:
         raise GraphError(f"-S {text} has values that are no YAML.") from None
+    if span := next((value for value in values if isinstance(value, str) and _SPAN.fullmatch(value)), None):
+        raise GraphError(
+            f"-S {text} has the range {span} among other values; a range stands alone, so list its values."
+        )
     return tuple(values)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -70,7 +71,10 @@ class History:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._repo = opened(root)
-        self._metrics = {name: stage.metrics for name, stage in stages_of(self._repo).items()}
+        stages = stages_of(self._repo)
+        self._metrics = {name: stage.metrics for name, stage in stages.items()}
+        self._made = {out.path for stage in stages.values() for out in stage.outs}
+        self._folders = {address(node): os.path.relpath(node.wdir, root) for node in self._repo.index.stages}
 
     def __enter__(self) -> History:
         return self
@@ -84,6 +88,14 @@ class History:
         Raises:
             GraphError: there is no such revision, or it has no pipeline.
         """
+        try:
+            return self._read(name)
+        except GraphError as error:
+            if name == WORKSPACE or str(error).startswith(("There is no rev", "The revision")):
+                raise
+            raise GraphError(f"In {name}: {error}") from None
+
+    def _read(self, name: str) -> Revision:
         from dvc.exceptions import NotDvcRepoError
         from dvc.repo.brancher import switch
         from dvc.scm import NoSCM, RevError
@@ -123,7 +135,8 @@ class History:
         for commit in dict.fromkeys([*experiments.values(), *(baseline for _, baseline in experiments)]):
             other = self.locked(commit, records)
             theirs = _merged(record.params for record in other.values())
-            if len(other) == len(records) and theirs.get(seed) is not None and {**theirs, seed: own[seed]} == own:
+            is_like = all(records[name].files == record.files for name, record in other.items())
+            if is_like and len(other) == len(records) and seed in theirs and {**theirs, seed: own[seed]} == own:
                 found.setdefault(theirs[seed], _merged(record.metrics for record in other.values()))
         return found
 
@@ -159,11 +172,11 @@ class History:
         lock = (file or "dvc.yaml").removesuffix(".yaml") + ".lock"
         if lock not in locks:
             locks[lock] = parse(git(self.root, "show", f"{commit}:./{lock}"), lock)["stages"]
-        entry, folder = locks[lock][stage], Path(lock).parent
+        entry, folder = locks[lock][stage], self._folders[name]
         params: dict[str, Any] = {}
         for path, values in entry.get("params", {}).items():
-            params |= flat(values, _prefix((folder / path).as_posix()))
-        hashes = {(folder / out["path"]).as_posix(): out.get("md5") for out in entry.get("outs", ())}
+            params |= flat(values, _prefix(_joined(folder, path)))
+        hashes = {_joined(folder, out["path"]): out.get("md5") for out in entry.get("outs", ())}
         metrics = {}
         for path in self._metrics.get(name, ()):
             source = Path(self._repo.cache.local.oid_to_path(hashes[path]))
@@ -171,7 +184,8 @@ class History:
                 source.read_text(encoding="utf-8") if source.exists() else git(self.root, "show", f"{commit}:./{path}")
             )
             metrics[path] = _parsed(text, path)
-        return Record(params, metrics=metrics)
+        read = {_joined(folder, dep["path"]): str(dep.get("md5")) for dep in entry.get("deps", ())}
+        return Record(params, {path: md5 for path, md5 in read.items() if not _is_made(path, self._made)}, metrics)
 
 
 def _revision(repo: Repo, name: str) -> Revision:
@@ -209,6 +223,8 @@ def _record(repo: Repo, node: Any, made: set[str]) -> Record:
     missing: list[str] = []
     for out in node.outs:
         if out.metric and out.is_in_repo:
+            if not out.hash_info and out.use_cache:
+                continue  # it was declared after the stage was run
             try:
                 metrics[relative(repo, out)] = _held(repo, out)
             except OSError:
@@ -229,7 +245,7 @@ def _held(repo: Repo, out: Any) -> Any:
     if out.use_cache and not (repo.fs.protocol == "local" and repo.fs.exists(out.fs_path)):
         text = Path(out.cache.oid_to_path(out.hash_info.value)).read_text(encoding="utf-8")
     else:
-        with repo.fs.open(out.fs_path, "r", encoding="utf-8") as file:
+        with repo.fs.open(out.fs_path, "r", encoding="utf-8", errors="replace") as file:
             text = file.read()
     return _parsed(text, out.fs_path)
 
@@ -245,6 +261,11 @@ def _parsed(text: str, path: str) -> Any:
 
 def _merged(mappings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {key: value for mapping in mappings for key, value in mapping.items()}
+
+
+def _joined(folder: str, path: str) -> str:
+    """The path from the root of what has a path from a folder."""
+    return os.path.normpath(os.path.join(folder, path))  # noqa: PTH118 - `..` has to go
 
 
 def _prefix(path: str) -> str:

@@ -65,6 +65,7 @@ class Study:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._maximize = maximize
         self._target, self._settings, self._trials, self._metric, self._log = target, settings, trials, metric, log
         file.parent.mkdir(parents=True, exist_ok=True)
         self._study = optuna.create_study(
@@ -111,7 +112,10 @@ class Study:
             numbers = [name for name, each in metrics.items() if isinstance(each, int | float) and "." not in name]
             raise GraphError(f"{self._target} has no metric '{self._metric}'; it has {', '.join(numbers)}.")
         self._study.tell(trial, value)
-        self._log(f"{tried.name}: {self._metric} {value:g}; the best so far: {self._study.best_value:g}")
+        done = [trial.value for trial in self._study.get_trials(states=[self._complete]) if trial.value is not None]
+        if done:  # nan counts as a failure
+            best = max(done) if self._maximize else min(done)
+            self._log(f"{tried.name}: {self._metric} {value:g}; the best so far: {best:g}")
 
     def _suggested(self, trial: Any, setting: Setting) -> Any:
         span = setting.values

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import itertools
+import json
 import os
 import queue
 import signal
@@ -29,10 +31,11 @@ from pydantic import Field
 
 from flows import server
 from flows.chart import draw
+from flows.compare import figures
 from flows.execute import CLAIMS, Executor
-from flows.files import remove
-from flows.git import GitError, git
-from flows.graph import GraphError, Pipeline, Stage, find_root, flat, take
+from flows.files import remove, replace
+from flows.git import GitError, git, snapshot
+from flows.graph import GraphError, Pipeline, Stage, find_root, take
 from flows.journal import Journal
 from flows.output import Lines
 from flows.points import Point, grid, read, settings, write
@@ -95,6 +98,9 @@ def _swept(
         stages = select(pipeline.stages, [target])
         chosen = settings(values, read(folder), target)
         digest = pipeline.fingerprint(stages, [setting.name for setting in chosen])[:DIGITS]
+        for name in stages:
+            if strays := pipeline.strays(name):
+                raise GraphError(f"{name} can't be made in a copy: {strays[0]} lies outside the repository.")
         base = held.enter_context(_begun(pipeline, stages, digest))
         copied = held.enter_context(Pipeline(base))
         if (pid := server.temporary()) is not None:
@@ -107,7 +113,7 @@ def _swept(
         else:
             study = Study(
                 folder / ".dvc" / "tmp" / "labdag" / "studies.db",
-                " ".join([target, digest, metric, *sorted(values)]),
+                " ".join([target, digest, "less" if minimize else "more", metric, *sorted(values)]),
                 target,
                 chosen,
                 trials,
@@ -198,8 +204,19 @@ class _Work:
 
     def known(self, point: Point) -> Result | None:
         """What an earlier sweep has recorded of a point, if one has."""
-        name, record = self._experiment(point)
-        return None if record is None else Result(point, Found.KNOWN, name, metrics=_figures(record))
+        name, records = self._experiment(point)
+        if records is None:
+            return None
+        place, ready = self._place(point)  # of one that was killed just after it had recorded it
+        remove(place)
+        remove(ready)
+        return Result(point, Found.KNOWN, name, metrics=_figures(records))
+
+    def _place(self, point: Point) -> tuple[Path, Path]:
+        """Where the copy of a point is, next to the base, and the file that says that it is whole."""
+        name = f"{point.name}-{hashlib.sha256(_told(point).encode()).hexdigest()[:8]}"
+        place = _top(self.base.root).parent / name
+        return place, place.with_name(f"{name}.ready")
 
     def make(self, point: Point, log: Callable[[str], None]) -> Result:
         """Make a point, unless it is recorded already.
@@ -210,25 +227,26 @@ class _Work:
         if known := self.known(point):
             return known
         name, _ = self._experiment(point)
-        place = self.base.root.parent / point.name  # next to the base
-        ready = place.with_name(f"{point.name}.ready")
+        place, ready = self._place(point)
+        copy = place / self.base.root.relative_to(_top(self.base.root))
         if not ready.exists():  # nothing is left there of a sweep that was broken off, or a part of a copy
             remove(place)
-            copy = twin(self.base, self.stages, place)
+            twin(self.base, self.stages, place, is_configured=True)
             write(copy, point)
-            ready.write_text(str(copy), encoding="utf-8")
-        copy = Path(ready.read_text(encoding="utf-8"))
+            ready.touch()
         if reason := self._run(copy, log):
             return Result(point, Found.FAILED, reason=reason)
         self._record(copy, name, point)
-        _, record = self._experiment(point)
+        _, records = self._experiment(point)
+        if records is None:
+            raise GraphError(f"the experiment {name} was saved, but what it holds can't be read back")
+        remove(ready)
         remove(place)
-        ready.unlink()
-        return Result(point, Found.RECORDED, name, metrics=_figures(record or {}))
+        return Result(point, Found.RECORDED, name, metrics=_figures(records))
 
     def _run(self, copy: Path, log: Callable[[str], None]) -> str:
         """Bring the target up to date in a copy; tells why that failed, if it did."""
-        claims = self.base.root.parent / "claims"
+        claims = _top(self.base.root).parent / "claims"
         claims.mkdir(exist_ok=True)
         cores = max(1, detected()[CPU] // self.jobs)
         command = [
@@ -260,12 +278,17 @@ class _Work:
 
     def _record(self, copy: Path, name: str, point: Point) -> None:
         """Save a copy as an experiment of the user's repository."""
-        message = f"labdag sweep {self.digest}\n\n" + "\n".join(f"{key}={value}" for key, value in point.values.items())
-        dvc(copy, "exp", "save", "--quiet", "--force", "--name", name, "--message", message, *self._targets())
+        untracked = git(copy, "ls-files", "-z", "--others", "--exclude-standard").split("\0")
+        wanted = self.base.locks() | self.base.sources(self.stages)
+        added = [f"--include-untracked={path}" for path in untracked if path in wanted]
+        dvc(copy, "exp", "save", "--force", *added, "--name", name, "--message", self._message(point), *self._targets())
         refs = git(copy, "for-each-ref", "--format=%(refname)", EXPERIMENTS).split()
         ref = next(ref for ref in refs if ref.endswith(f"/{name}"))
-        top = git(copy, "rev-parse", "--show-toplevel").rstrip("\n")
-        git(self.history.root, "fetch", "--quiet", "--no-write-fetch-head", top, f"+{ref}:{ref}")
+        git(self.history.root, "fetch", "--quiet", "--no-write-fetch-head", _top(copy), f"+{ref}:{ref}")
+
+    def _message(self, point: Point) -> str:
+        """Of the point's experiment: by it a later sweep knows that it is this one."""
+        return f"labdag sweep {self.digest}\n\n{_told(point)}"
 
     def _targets(self) -> list[str]:
         return [name for name, stage in self.stages.items() if stage.is_run]
@@ -277,17 +300,26 @@ class _Work:
             name = point.name if number == 1 else f"{point.name}-{number}"
             commits = [commit for (each, _), commit in experiments.items() if each == name]
             for commit in commits:
-                if f"labdag sweep {self.digest}" in git(self.history.root, "log", "-1", "--format=%B", commit):
-                    return name, self.history.locked(commit, self.stages)
+                if git(self.history.root, "log", "-1", "--format=%B", commit).strip() == self._message(point).strip():
+                    records = self.history.locked(commit, self._targets())
+                    return name, records if len(records) == len(self._targets()) else None  # they may be lost
             if not commits:
                 return name, None
         raise AssertionError
 
 
 def _figures(records: Mapping[str, Record]) -> dict[str, Any]:
-    return {
-        name: value for record in records.values() for held in record.metrics.values() for name, value in flat(held)
-    }
+    return figures({path: held for record in records.values() for path, held in record.metrics.items()})
+
+
+def _told(point: Point) -> str:
+    """The values of a point, so that no other point's are told alike."""
+    return "\n".join(f"{name}={json.dumps(value, default=str)}" for name, value in point.values.items())
+
+
+def _top(root: Path) -> Path:
+    """The root of the git repository."""
+    return Path(git(root, "rev-parse", "--show-toplevel").rstrip("\n"))
 
 
 @contextmanager
@@ -306,12 +338,14 @@ def _begun(pipeline: Pipeline, stages: Mapping[str, Stage], digest: str) -> Iter
         except BlockingIOError:
             raise GraphError("Another `labdag sweep` with the same inputs is at work; wait for its end.") from None
         _drop_others(place)
-        ready = place / "base.ready"
-        if not ready.exists():
-            remove(place / "base")
-            base = twin(pipeline, stages, place / "base")
-            ready.write_text(str(base), encoding="utf-8")
-        yield Path(ready.read_text(encoding="utf-8"))
+        ready, now = place / "base.ready", snapshot(pipeline.root)
+        if not ready.exists() or ready.read_text(encoding="utf-8") != now:
+            for left in place.iterdir():  # of the repository as it was then: something else may differ, too
+                if left.name != "lock":
+                    remove(left)
+            twin(pipeline, stages, place / "base")
+            replace(ready, now, place)
+        yield place / "base" / pipeline.root.relative_to(_top(pipeline.root))
         if list(place.glob("*.ready")) == [ready]:  # there is no point to go on with
             remove(place)
 
@@ -319,10 +353,11 @@ def _begun(pipeline: Pipeline, stages: Mapping[str, Stage], digest: str) -> Iter
 def _drop_others(place: Path) -> None:
     """Remove what sweeps with other inputs have left, which nobody will go on with."""
     for other in place.parent.iterdir():
-        if other != place:
-            with (other / "lock").open("w") as lock, suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                remove(other)
+        with suppress(OSError):  # it is in use, or its own sweep has just removed it
+            if other != place:
+                with (other / "lock").open("r") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    remove(other)
 
 
 class _Children:

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from flows.compare import styled
 from flows.points import Point, Setting
+
+MOST = 6  # figures that tables show of a target that does not say which
 
 
 class Found(StrEnum):
@@ -83,11 +86,17 @@ class Sweep:
             row = {setting.short: value for setting, value in zip(shown, values, strict=True)}
             good = [result for result in results if result.found is not Found.FAILED]
             row["runs"] = str(len(good))
-            for name, style in self.styles.items():
+            for name, style in (self.styles or self._unstyled()).items():
                 figures = [result.metrics[name] for result in good if isinstance(result.metrics.get(name), int | float)]
                 row[name] = _spread(figures, style)
             rows.append(row)
         return rows
+
+    def _unstyled(self) -> dict[str, str]:
+        """Where no stage says what to show: the first figures that there are."""
+        good = [result.metrics for result in self.results if result.found is not Found.FAILED]
+        names = [name for name, value in (good[0] if good else {}).items() if isinstance(value, int | float)]
+        return dict.fromkeys([name for name in names if "." not in name][:MOST], ".4g")
 
     def _ordered(self) -> list[Result]:
         if not self.is_search:
@@ -108,8 +117,8 @@ def _spread(figures: list[float], style: str) -> str:
     if not figures:
         return "-"
     if len(set(figures)) == 1:
-        return format(figures[0], style)
+        return styled(figures[0], style)
     mean, deviation = statistics.fmean(figures), statistics.stdev(figures)
     if style.endswith("%"):
-        return f"{format(mean, style)} ± {format(deviation, style)[:-1]}"
+        return f"{styled(mean, style)} ± {format(deviation, style)[:-1]}"
     return f"{mean:.4g} ± {deviation:.2g}"

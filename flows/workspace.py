@@ -69,7 +69,7 @@ def _copied(pipeline: Pipeline, names: list[str], place: Path) -> Path:
     return copy
 
 
-def twin(pipeline: Pipeline, names: Iterable[str], place: Path) -> Path:
+def twin(pipeline: Pipeline, names: Iterable[str], place: Path, *, is_configured: bool = False) -> Path:
     """Make a copy of the repository at `place` that has recorded what it has, and shares its cache.
 
     It is a git clone of the same commit, with the files of the working tree as they are, but for what stages make: that
@@ -79,6 +79,7 @@ def twin(pipeline: Pipeline, names: Iterable[str], place: Path) -> Path:
         pipeline: of the repository.
         names: of the stages that will be run there.
         place: of the copy, where nothing is yet.
+        is_configured: whether the repository is such a copy itself, which knows where the cache is.
 
     Returns:
         The root of the DVC repository there.
@@ -91,16 +92,15 @@ def twin(pipeline: Pipeline, names: Iterable[str], place: Path) -> Path:
     in_cache = [name for name in tracked if pipeline.objects([name])]
     spared = {out.path for name in in_cache for out in tracked[name].outs}
     try:
-        copy = _clone(pipeline, place, pipeline.made(), pipeline.sources(names) - spared)
+        cached = {out.path for stage in pipeline.stages.values() if stage.is_run for out in stage.outs if out.cached}
+        copy = _clone(pipeline, place, cached, pipeline.sources(names) - spared)
         for lock in pipeline.locks():
             _copy(root / lock, copy / lock)
         _copy(root / ".dvc" / "config.local", copy / ".dvc" / "config.local")
     except (OSError, GitError) as error:
         raise GraphError(f"The repository can't be copied: {error}") from None
-    # A copy of a copy has these already.
-    if not (root / ".dvc" / "config.local").is_file() or str(pipeline.cache) not in _text(root / ".dvc/config.local"):
+    if not is_configured:
         configure(copy, "cache.dir", str(pipeline.cache))
-        configure(copy, "cache.type", "reflink,hardlink,symlink,copy")
     if in_cache:
         dvc(copy, "checkout", "--quiet", *in_cache)
     return copy
@@ -152,10 +152,6 @@ def _link(source: Path, target: Path, top: Path, place: Path) -> None:
     target.symlink_to(aim)
 
 
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace")
-
-
 def require_commit(root: Path) -> None:
     """See to it that the repository has a commit.
 
@@ -189,6 +185,9 @@ def dvc(root: Path, *arguments: str) -> str:
         [sys.executable, "-m", "dvc", *arguments], cwd=root, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        said = (done.stderr.strip() or "it said nothing").removeprefix("ERROR: ").splitlines()[0]
-        raise GraphError(f"`dvc {arguments[0]}` failed: {said}")
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR: ")]
+        said = (errors or lines or ["it said nothing"])[0].removeprefix("ERROR: ")
+        words = [word for word in arguments[:2] if not word.startswith("-")]
+        raise GraphError(f"`dvc {' '.join(words)}` failed: {said}")
     return done.stdout

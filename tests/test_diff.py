@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,11 @@ def test_what_was_changed_and_what_it_did(labs: Path) -> None:
         ("accuracy", 0.6, 0.7),
         ("loss", 1.0, 0.5),
     ]
-    # Of nine classes the three that gained most and the three that lost most; of these two it is the whole family
-    # but the middle one, which stays, and the two next to it.
-    assert [line["what"] for line in found[3:]] == [f"per_class.{i}.f1" for i in (8, 7, 6, 2, 1, 0)]
+    assert [line["what"] for line in found[3:]] == [f"per_class.{i}.f1" for i in (0, 1, 2, 3, 5, 6, 7, 8)]
 
     shown = run("labdag", "diff", cwd=labs).stdout
+    # Of nine classes the three that gained most and the three that lost most.
+    assert re.findall(r"per_class\.(\d)", shown) == ["8", "7", "6", "2", "1", "0"]
     assert "60.0%" in shown
     assert "+10.0 points" in shown
     commit(labs)
@@ -111,6 +112,31 @@ def test_a_change_within_the_noise_of_the_seed_is_called_so(labs: Path) -> None:
     assert found["accuracy"]["is_chance"] is False
     assert "more than the noise of the seed" in run("labdag", "diff", "workspace", "HEAD", cwd=labs).stdout
     assert found["loss"]["noise"] == 0
+
+
+def test_other_code_is_no_noise(labs: Path) -> None:
+    for seed in (2, 3):
+        run("dvc", "exp", "run", "--quiet", "--name", f"a{seed}", "-S", f"labs.a.seed={seed}", "train@a", cwd=labs)
+    run("git", "checkout", "params.yaml", "dvc.lock", cwd=labs)
+    (labs / "train.py").write_text(TRAIN.replace("0.5 + lab", "0.4 + lab"))
+    run("dvc", "repro", "--quiet", cwd=labs)
+    assert next(line for line in lines(labs) if line["what"] == "accuracy")["noise"] is None
+
+
+def test_metrics_of_any_shape_are_told(toy: Callable[..., Path]) -> None:
+    """Nested ones, nan, files that are declared and were not made yet."""
+    pipeline = "stages:\n  a: {cmd: cp a.in a.json, deps: [a.in], metrics: [a.json]}\n"
+    folder = toy(pipeline, **{"a.in": '{"x": 1, "deep": {"y": 1, "z": NaN}}'})
+    run("dvc", "repro", "--quiet", cwd=folder)
+    commit(folder)
+    assert run("labdag", "diff", "HEAD", "HEAD", cwd=folder).stdout == "No result of HEAD differs from that of HEAD.\n"
+    (folder / "a.in").write_text('{"x": NaN, "deep": {"y": 2, "z": NaN}}')
+    run("dvc", "repro", "--quiet", cwd=folder)
+    found = {line["what"]: (line["old"], line["new"], line["change"]) for line in lines(folder)}
+    del found["a.in"]
+    assert found == {"x": (1, "nan", "nan"), "deep.y": (1, 2, 1)}
+    (folder / "dvc.yaml").write_text(pipeline.replace("a.json]", "a.json, b.json]"))
+    assert "deep.y" in run("labdag", "diff", cwd=folder).stdout
 
 
 def test_code_that_was_changed_is_told(labs: Path) -> None:

@@ -95,6 +95,7 @@ def test_points_are_all_combinations_by_readable_names() -> None:
         (["lr=0.1..0.5"], "labs.a.lr is to take all values from 0.1 to 0.5: list those to try, or say with --trials"),
         (["lr=0..1:log"], "begins at 0, and logarithms at more than 0"),
         (["lr=[1,2"], "no YAML"),
+        (["seed=1..3,7"], "has the range 1..3 among other values"),
         (["lr=1,1"], "a value stands there twice"),
     ],
 )
@@ -188,7 +189,8 @@ def test_a_point_that_fails_leaves_the_others_alone(repository: Path) -> None:
     assert experiments(repository) == ["train-lr2"]
     sweeps = repository / ".dvc/tmp/labdag/sweeps"
     (left,) = sweeps.iterdir()
-    assert {path.name for path in left.iterdir()} >= {"base", "train-lr13"}, "to go on with"
+    assert (left / "base").is_dir()
+    assert list(left.glob("train-lr13-*.ready")), "to go on with"
     (repository / "raw.csv").write_text("2")
     run("labdag", "sweep", "train", "-S", "train.lr=2", cwd=repository)
     assert not list(sweeps.iterdir())
@@ -245,6 +247,70 @@ def test_one_sweep_of_the_same_inputs_is_at_work_at_a_time(repository: Path, mon
     first.send_signal(signal.SIGINT)
     assert first.wait(60) == 130
     wait_for(lambda: not left_of(repository), 30)
+
+
+def test_other_values_of_a_like_name_are_another_point(repository: Path) -> None:
+    for lr, ending in (("0.12345671", "1 recorded, 0 known"), ("0.12345674", "1 recorded, 0 known")):
+        done = run("labdag", "sweep", "train", "-S", f"train.lr={lr}", cwd=repository)
+        assert ending in done.stdout
+    assert experiments(repository) == ["train-lr0.123457", "train-lr0.123457-2"]
+    run("dvc", "gc", "--workspace", "--force", cwd=repository)
+    again = run("labdag", "sweep", "train", "-S", "train.lr=0.12345674", cwd=repository)
+    assert "1 points: 1 recorded, 0 known" in again.stdout, "its results were lost"
+    assert experiments(repository) == ["train-lr0.123457", "train-lr0.123457-2"]
+
+
+OTHERS = """
+stages:
+  mine:
+    wdir: sub
+    cmd: python ../new.py
+    deps: [../new.py, ../big.csv]
+    params: [../params.yaml: [lr]]
+    metrics: [../m.json: {cache: false}]
+  theirs:
+    cmd: cp raw.json t.json
+    deps: [raw.json]
+    metrics: [t.json: {cache: false}]
+"""
+NEW = """
+import json, yaml
+json.dump({"loss": yaml.safe_load(open("../params.yaml"))["lr"]}, open("../m.json", "w"))
+"""
+
+
+def test_what_belongs_to_others_stays_as_it_is(
+    toy: Callable[..., Path], prefect_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metrics of other stages that git tracks, data that DVC tracks, in a repository below git's root."""
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+    folder = toy("{}") / "below"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub/kept").touch()
+    run("dvc", "init", "--quiet", "--subdir", cwd=folder)
+    for name, text in {"params.yaml": "lr: 1.0", "raw.json": "{}", "big.csv": "data", "dvc.yaml": OTHERS}.items():
+        (folder / name).write_text(text)
+    run("dvc", "add", "--quiet", "big.csv", cwd=folder)
+    run("git", "add", "--all", cwd=folder)
+    run("dvc", "repro", "--quiet", "theirs", cwd=folder)
+    run("git", "add", "t.json", cwd=folder)  # and not dvc.lock
+    run("git", "commit", "--quiet", "--message", "Run", cwd=folder)
+    (folder / "new.py").write_text(NEW)  # nor this
+
+    done = run("labdag", "sweep", "mine", "-S", "lr=2,3", cwd=folder)
+    assert "2 points: 2 recorded, 0 known, 0 failed" in done.stdout
+    assert re.search(r"\n *2 +1 +2 *\n *3 +1 +3 *\n", done.stdout), "of a file above the stage's folder"
+    refs = run("git", "for-each-ref", "--format=%(refname)", "refs/exps", cwd=folder).stdout.split()
+    (ref,) = (ref for ref in refs if ref.endswith("/mine-lr2"))
+    changed = run("git", "diff", "--name-status", "HEAD", ref, cwd=folder).stdout.splitlines()
+    assert {tuple(line.split("\t")) for line in changed} >= {("A", "below/dvc.lock"), ("A", "below/new.py")}
+    assert not [line for line in changed if line.startswith("D")]
+
+    (folder / "new.py").write_text(f"{NEW}\nopen('../big.csv', 'a').write('junk')")
+    run("labdag", "sweep", "mine", "-S", "lr=4", cwd=folder, check=False)
+    (folder / "big.csv").unlink()
+    run("dvc", "checkout", "--quiet", "big.csv.dvc", cwd=folder)
+    assert (folder / "big.csv").read_text() == "data"
 
 
 def test_mistakes_get_a_sentence(repository: Path) -> None:
