@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Container, Iterable, Sequence
 
     from rich.table import Table
 
@@ -285,7 +285,7 @@ def diff(
     if rows and not any(row["remark"] for row in rows):
         rows = [{name: text for name, text in row.items() if name != "remark"} for row in rows]
     if rows:
-        _print_markdown(rows) if markdown else _print(rows)
+        _print_markdown(rows) if markdown else _print(rows, as_is=(old, new))
     elif not any(revision.records for revision in (before, after)):
         print(f"Nothing was ever run, neither in {old} nor in {new}; `labdag run` does.")
     else:
@@ -597,7 +597,7 @@ def _described(lab: Any) -> dict[str, str]:
     return {} if lab is None else {"dataset": lab.dataset, "model": lab.model.name}
 
 
-def _table(rows: list[dict[str, str]]) -> Table:
+def _table(rows: list[dict[str, str]], as_is: Container[str] = ()) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -607,7 +607,7 @@ def _table(rows: list[dict[str, str]]) -> Table:
     for column in columns:
         is_number = all(row.get(column, "-")[:1].isdigit() or row.get(column, "-") == "-" for row in rows)
         table.add_column(
-            column.replace("_", " "),
+            column if column in as_is else column.replace("_", " "),
             justify="right" if is_number else "left",
             no_wrap=column not in LONG,
             overflow="fold",
@@ -618,19 +618,24 @@ def _table(rows: list[dict[str, str]]) -> Table:
     return table
 
 
-def _print(rows: list[dict[str, str]]) -> None:
-    """Print a table, without some of its columns where the terminal is too narrow for all."""
+def _print(rows: list[dict[str, str]], as_is: Container[str] = ()) -> None:
+    """Print a table, without some of its columns where the terminal is too narrow for all.
+
+    Args:
+        rows: of the table, by column.
+        as_is: columns that are named by the user, and so keep their names.
+    """
     from rich.console import Console
     from rich.measure import Measurement
 
     # A pipe has no width: let nothing be broken there.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-    table = _table(rows)
+    table = _table(rows, as_is)
     for column in SPARED:
         if Measurement.get(console, console.options.update(width=1000), table).minimum <= console.width:
             break
         rows = [{name: value for name, value in row.items() if name != column} for row in rows]
-        table = _table(rows)
+        table = _table(rows, as_is)
     console.print(table)
 
 

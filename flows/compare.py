@@ -254,7 +254,9 @@ def printed(line: Line) -> tuple[str, str, str, str]:
     remark = line.remark
     if line.is_chance is not None:
         how = "within" if line.is_chance else "more than"
-        remark = f"{how} the noise of the seed, ± {_size(line.noise or 0, line.style)} over {line.repeats} runs"
+        noise = line.noise or 0.0
+        most, spread = _size(WIDE * noise, line.style), _size(noise, line.style)
+        remark = f"{how} the noise of the seed, up to {most} (± {spread} over {line.repeats} runs)"
     return old, new, change, remark
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import itertools
 import re
@@ -187,7 +188,9 @@ def _full(name: str, params: Any, key: str) -> str:
         if isinstance(found, Mapping) and last in found:
             return f"{block}{name}"
     near = [leaf for block in blocks[1:] for leaf, _ in flat(_at(params, block.rstrip(".")))]
+    alike = [leaf for leaf in near if leaf.endswith(f".{name}")] or difflib.get_close_matches(name, near, n=1)
     hint = f" {key} has {', '.join(near[:30])}." if near else ""
+    hint = f" Did you mean '{alike[0]}'?" if alike else hint
     raise GraphError(f"params.yaml has no param '{name}'.{hint}")
 
 
