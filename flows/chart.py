@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from flows.compare import is_number
 from flows.swept import Found, Result, Sweep
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def draw(sweep: Sweep, path: Path) -> Path | None:
     Returns:
         The path; None if no two runs have the figure, or nothing but the seed was varied.
     """
-    runs = [run for run in sweep.results if run.found is not Found.FAILED and _is_number(run.metrics.get(sweep.metric))]
+    runs = [run for run in sweep.results if run.found is not Found.FAILED and is_number(run.metrics.get(sweep.metric))]
     shown = sweep.shown()
     if len(runs) < 2 or not shown:
         return None
@@ -56,7 +57,7 @@ def draw(sweep: Sweep, path: Path) -> Path | None:
 
 def _panel(axes: Axes, sweep: Sweep, runs: list[Result], setting: Setting) -> None:
     values = [run.point.values[setting.name] for run in runs]
-    if all(_is_number(value) for value in values):
+    if all(is_number(value) for value in values):
         places = [float(value) for value in values]
         if min(places) > 0 and max(places) >= WIDE * min(places):
             axes.set_xscale("log")
@@ -84,7 +85,3 @@ def _panel(axes: Axes, sweep: Sweep, runs: list[Result], setting: Setting) -> No
     axes.set_xlabel(setting.short)
     axes.grid(axis="y", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from stages.params import Params
 
 INTERRUPTED = 130
-PARENT = "LABDAG_PARENT"  # in the environment: the process that has started this one, which ends with it
+LEFT = "the stages that were running left nothing half-written."
 # Columns that may be broken where a terminal is narrow, but not into less than so many characters; and those that are
 # left out there, in this order.
 LONG = ("report", "state", "why", "found", "advice", "difference", "remark")
@@ -134,13 +134,11 @@ def run(
     """Bring labs up to date: run exactly the stages that changes affect, independent ones at once."""
     root = _project()
     params = _check_params(root)
-    from flows import execute, graph, summary
+    from flows import execute, graph, summary, supervisor
     from flows.targets import select
 
-    if parent := os.environ.pop(PARENT, ""):
-        from flows.supervisor import end_with_parent
-
-        end_with_parent(int(parent))
+    if parent := os.environ.pop(supervisor.PARENT, ""):
+        supervisor.end_with_parent(int(parent))
     sizes = dict(map(_slot, slots or []))
     targets = _targets(targets, params)
     execute.prepare()
@@ -171,16 +169,16 @@ def _reproduce(**parameters: Any) -> tuple[Reproduction, StageFailedError | None
     failure = None
     try:
         with server.without_own_heartbeats():
-            done = _flow(reproduce, **parameters)
+            done = _flow(reproduce, LEFT, **parameters)
     except StageFailedError as error:
         done, failure = error.reproduction, error
     except RunCancelledError:
-        _interrupted("the stages that were running left nothing half-written.")
+        _interrupted(LEFT)
     assert isinstance(done, Reproduction)
     return done, failure
 
 
-def _flow(function: Callable[..., Any], **parameters: Any) -> Any:
+def _flow(function: Callable[..., Any], if_interrupted: str, **parameters: Any) -> Any:
     """Run a flow, with a temporary server where none is named: what it returns."""
     from flows import server
 
@@ -199,7 +197,7 @@ def _flow(function: Callable[..., Any], **parameters: Any) -> Any:
             raise
         raise MistakeError(sentence) from None
     except KeyboardInterrupt:
-        _interrupted("the stages that were running left nothing half-written.")
+        _interrupted(if_interrupted)
     finally:
         # What the command prints is the last word: not Prefect's farewell to its temporary server.
         logging.getLogger("prefect").setLevel(logging.WARNING)
@@ -345,6 +343,7 @@ def sweep(
 
     done = _flow(
         made,
+        "what is recorded stays; started again, the sweep goes on from there.",
         target=target,
         values=values,
         jobs=jobs,
@@ -382,11 +381,12 @@ def _check_points(root: Path, target: str, values: list[str], *, is_grid: bool, 
     if are_labs:
         from stages import params
 
+        schema = params.schema()
         for point in points:
             changed = copy.deepcopy(text)
             apply(changed, point.values)
             try:
-                params.check(params.schema(), changed)
+                params.check(schema, changed)
             except params.UserError as error:
                 raise MistakeError(f"{point.name}: {error}") from None
 

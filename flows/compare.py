@@ -88,7 +88,7 @@ class Line:
     @property
     def change(self) -> float | None:
         """The new value less the old one, if both are numbers."""
-        if not (_is_number(self.old) and _is_number(self.new)):
+        if not (is_number(self.old) and is_number(self.new)):
             return None
         return float(self.new - self.old)
 
@@ -186,7 +186,7 @@ def _lines(
         yield Line(target, f"and {len(changed) - FILES} more files")
     styles = {name: style for stage in stages.values() for name, style in stage.meta.summary.items()}
     families = {pattern: style for stage in stages.values() for pattern, style in stage.meta.extremes.items()}
-    old, new = figures(_held(was)), figures(_held(now))
+    old, new = figures(metrics_of(was)), figures(metrics_of(now))
     is_whole = not any(record.missing for side in (was, now) for record in side.values())
     known = [name for name in dict.fromkeys([*old, *new]) if is_whole or (name in old and name in new)]
     moved = [name for name in known if not _is_same(old.get(name), new.get(name))]
@@ -204,7 +204,7 @@ def _lines(
             yield Line(target, path, remark="its content is not in DVC's cache; `dvc fetch` may have it")
 
 
-def _held(records: Mapping[str, Record]) -> dict[str, Any]:
+def metrics_of(records: Mapping[str, Record]) -> dict[str, Any]:
     """What the metrics files of a result hold, by path."""
     return {path: values for record in records.values() for path, values in record.metrics.items()}
 
@@ -235,11 +235,12 @@ def _spread(revision: Revision, stages: Mapping[str, Stage], repeats: Repeats) -
     return {
         name: (statistics.stdev(run[name] for run in found), len(found))
         for name in found[0]
-        if all(_is_number(run.get(name)) and math.isfinite(run[name]) for run in found)
+        if all(is_number(run.get(name)) and math.isfinite(run[name]) for run in found)
     }
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, which a boolean is not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -36,6 +36,15 @@ def git(folder: Path, *arguments: str | Path, env: Mapping[str, str] | None = No
     return os.fsdecode(done.stdout)
 
 
+def top(folder: Path) -> Path:
+    """The root of the git repository that holds `folder`.
+
+    Raises:
+        GitError: there is none.
+    """
+    return Path(git(folder, "rev-parse", "--show-toplevel").rstrip("\n"))
+
+
 def snapshot(folder: Path) -> str:
     """A sign of the commit and of all files that git does not ignore, as they are now.
 

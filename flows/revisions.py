@@ -71,9 +71,8 @@ class History:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._repo = opened(root)
-        stages = stages_of(self._repo)
-        self._metrics = {name: stage.metrics for name, stage in stages.items()}
-        self._made = {out.path for stage in stages.values() for out in stage.outs}
+        self._stages = stages_of(self._repo)
+        self._made = {out.path for stage in self._stages.values() for out in stage.outs}
         self._folders = {address(node): os.path.relpath(node.wdir, root) for node in self._repo.index.stages}
 
     def __enter__(self) -> History:
@@ -88,14 +87,6 @@ class History:
         Raises:
             GraphError: there is no such revision, or it has no pipeline.
         """
-        try:
-            return self._read(name)
-        except GraphError as error:
-            if name == WORKSPACE or str(error).startswith(("There is no rev", "The revision")):
-                raise
-            raise GraphError(f"In {name}: {error}") from None
-
-    def _read(self, name: str) -> Revision:
         from dvc.exceptions import NotDvcRepoError
         from dvc.repo.brancher import switch
         from dvc.scm import NoSCM, RevError
@@ -106,8 +97,15 @@ class History:
             raise GraphError(f"{self.root} is no git repository, so it has no revision '{name}'.")
         try:
             with switch(self._repo, name):
-                return _revision(self._repo, name)
+                try:
+                    return _revision(self._repo, name)
+                except GraphError as error:
+                    raise GraphError(f"In {name}: {error}") from None
         except RevError:
+            if any(stage.key == name for stage in self._stages.values()):
+                raise GraphError(
+                    f"'{name}' is a result, and no revision; `labdag diff --target {name}` shows it."
+                ) from None
             raise GraphError(
                 f"There is no revision '{name}': neither git (`git log --oneline`) nor DVC (`dvc exp list --all`) "
                 "knows it."
@@ -178,7 +176,7 @@ class History:
             params |= flat(values, _prefix(_joined(folder, path)))
         hashes = {_joined(folder, out["path"]): out.get("md5") for out in entry.get("outs", ())}
         metrics = {}
-        for path in self._metrics.get(name, ()):
+        for path in self._stages[name].metrics:
             source = Path(self._repo.cache.local.oid_to_path(hashes[path]))
             text = (
                 source.read_text(encoding="utf-8") if source.exists() else git(self.root, "show", f"{commit}:./{path}")

@@ -70,8 +70,6 @@ class Study:
         file.parent.mkdir(parents=True, exist_ok=True)
         self._study = optuna.create_study(
             storage=f"sqlite:///{file}",
-            # A point that is being tried counts as bad, so that those tried at once are not all alike.
-            sampler=optuna.samplers.TPESampler(seed=0, constant_liar=True),
             study_name=name,
             direction="maximize" if maximize else "minimize",
             load_if_exists=True,
@@ -82,7 +80,8 @@ class Study:
             self._study.tell(left.number, state=self._fail)
             self._study.enqueue_trial(left.params)
         known = self._study.get_trials(states=[self._complete])
-        # Another seed each time: the sampler would begin anew with what it has tried.
+        # Another seed each time, or it would begin anew with what it has tried. And a point that is being tried counts
+        # as bad, so that those tried at once are not all alike.
         self._study.sampler = optuna.samplers.TPESampler(seed=len(known), constant_liar=True)
         self._tried = len(known)
         self.known = [self._point(trial.params) for trial in known]

@@ -37,6 +37,7 @@ GRACE_SECONDS = 3.0
 MARK = "LABDAG_STAGE"  # in the environment of all processes of a stage
 NOTE = "LABDAG_NOTE"  # likewise: the file for notes of what the stage reads and makes
 TAINTED = "edited while it ran: "  # how DVC's error begins for a stage that must not be recorded
+PARENT = "LABDAG_PARENT"  # in the environment of a run: the process that has started it, with which it ends
 MESSAGE_BYTES = 1 << 17
 CRASHED = 255
 ROUNDS = 10  # of looking for processes to kill: one that is just being killed may have had a child

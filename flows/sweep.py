@@ -31,10 +31,10 @@ from pydantic import Field
 
 from flows import server
 from flows.chart import draw
-from flows.compare import figures
+from flows.compare import figures, metrics_of
 from flows.execute import CLAIMS, Executor
 from flows.files import remove, replace
-from flows.git import GitError, git, snapshot
+from flows.git import GitError, git, snapshot, top
 from flows.graph import GraphError, Pipeline, Stage, find_root, take
 from flows.journal import Journal
 from flows.output import Lines
@@ -42,14 +42,13 @@ from flows.points import Point, grid, read, settings, write
 from flows.revisions import EXPERIMENTS, History, Record
 from flows.schedule import CPU, detected
 from flows.search import Grid, Search, Study
+from flows.supervisor import PARENT
 from flows.swept import Found, Result, Sweep
 from flows.targets import select
 from flows.workspace import dvc, require_commit, twin
 
 MANY = 1000  # threads at most; how many points are made at once is for the sweep to say
 DIGITS = 16  # of a digest that are enough to tell inputs apart
-PARENT = "LABDAG_PARENT"  # in the environment of a run: the process that has started it, with which it ends
-
 
 # In the environment of a run, so that its lines, which get a time and a name here, have none of their own.
 PLAIN_LOG = {
@@ -210,12 +209,12 @@ class _Work:
         place, ready = self._place(point)  # of one that was killed just after it had recorded it
         remove(place)
         remove(ready)
-        return Result(point, Found.KNOWN, name, metrics=_figures(records))
+        return Result(point, Found.KNOWN, name, metrics=figures(metrics_of(records)))
 
     def _place(self, point: Point) -> tuple[Path, Path]:
         """Where the copy of a point is, next to the base, and the file that says that it is whole."""
         name = f"{point.name}-{hashlib.sha256(_told(point).encode()).hexdigest()[:8]}"
-        place = _top(self.base.root).parent / name
+        place = top(self.base.root).parent / name
         return place, place.with_name(f"{name}.ready")
 
     def make(self, point: Point, log: Callable[[str], None]) -> Result:
@@ -228,7 +227,7 @@ class _Work:
             return known
         name, _ = self._experiment(point)
         place, ready = self._place(point)
-        copy = place / self.base.root.relative_to(_top(self.base.root))
+        copy = place / self.base.root.relative_to(top(self.base.root))
         if not ready.exists():  # nothing is left there of a sweep that was broken off, or a part of a copy
             remove(place)
             twin(self.base, self.stages, place, is_configured=True)
@@ -242,11 +241,11 @@ class _Work:
             raise GraphError(f"the experiment {name} was saved, but what it holds can't be read back")
         remove(ready)
         remove(place)
-        return Result(point, Found.RECORDED, name, metrics=_figures(records))
+        return Result(point, Found.RECORDED, name, metrics=figures(metrics_of(records)))
 
     def _run(self, copy: Path, log: Callable[[str], None]) -> str:
         """Bring the target up to date in a copy; tells why that failed, if it did."""
-        claims = _top(self.base.root).parent / "claims"
+        claims = top(self.base.root).parent / "claims"
         claims.mkdir(exist_ok=True)
         cores = max(1, detected()[CPU] // self.jobs)
         command = [
@@ -284,7 +283,7 @@ class _Work:
         dvc(copy, "exp", "save", "--force", *added, "--name", name, "--message", self._message(point), *self._targets())
         refs = git(copy, "for-each-ref", "--format=%(refname)", EXPERIMENTS).split()
         ref = next(ref for ref in refs if ref.endswith(f"/{name}"))
-        git(self.history.root, "fetch", "--quiet", "--no-write-fetch-head", _top(copy), f"+{ref}:{ref}")
+        git(self.history.root, "fetch", "--quiet", "--no-write-fetch-head", top(copy), f"+{ref}:{ref}")
 
     def _message(self, point: Point) -> str:
         """Of the point's experiment: by it a later sweep knows that it is this one."""
@@ -308,18 +307,9 @@ class _Work:
         raise AssertionError
 
 
-def _figures(records: Mapping[str, Record]) -> dict[str, Any]:
-    return figures({path: held for record in records.values() for path, held in record.metrics.items()})
-
-
 def _told(point: Point) -> str:
     """The values of a point, so that no other point's are told alike."""
     return "\n".join(f"{name}={json.dumps(value, default=str)}" for name, value in point.values.items())
-
-
-def _top(root: Path) -> Path:
-    """The root of the git repository."""
-    return Path(git(root, "rev-parse", "--show-toplevel").rstrip("\n"))
 
 
 @contextmanager
@@ -345,7 +335,7 @@ def _begun(pipeline: Pipeline, stages: Mapping[str, Stage], digest: str) -> Iter
                     remove(left)
             twin(pipeline, stages, place / "base")
             replace(ready, now, place)
-        yield place / "base" / pipeline.root.relative_to(_top(pipeline.root))
+        yield place / "base" / pipeline.root.relative_to(top(pipeline.root))
         if list(place.glob("*.ready")) == [ready]:  # there is no point to go on with
             remove(place)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from flows.files import remove
 from flows.git import GitError, git
+from flows.git import top as git_top
 from flows.graph import GraphError, Pipeline
 
 CACHE = ".dvc/cache"  # of the copy
@@ -109,7 +110,7 @@ def twin(pipeline: Pipeline, names: Iterable[str], place: Path, *, is_configured
 def _clone(pipeline: Pipeline, place: Path, made: Iterable[str], sources: Iterable[str]) -> Path:
     """Clone the repository, and put the files of the working tree there, with `sources` and without what is `made`."""
     root = pipeline.root
-    top = Path(git(root, "rev-parse", "--show-toplevel").rstrip("\n"))
+    top = git_top(root)
     copy = place / root.relative_to(top)
     # The clone reads the repository's own objects, and copies none.
     git(root, "clone", "--quiet", "--shared", "--no-checkout", str(top), str(place))

@@ -181,6 +181,7 @@ def test_params_that_were_edited_since_are_told(labs: Path) -> None:
 def test_mistakes_get_a_sentence(labs: Path, tmp_path: Path) -> None:
     assert "There is no revision 'nope'" in refusal(labs, "nope")
     assert "Neither HEAD nor workspace has a result 'aa'. Did you mean 'a'?" in refusal(labs, "-t", "aa")
+    assert "'a' is a result, and no revision; `labdag diff --target a` shows it" in refusal(labs, "a")
     assert "exclude each other" in refusal(labs, "--md", "--json")
     bare = tmp_path / "bare"
     bare.mkdir()

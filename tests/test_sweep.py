@@ -241,12 +241,15 @@ def left_of(repository: Path) -> list[int]:
 
 def test_one_sweep_of_the_same_inputs_is_at_work_at_a_time(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAKES", "4")
-    first = subprocess.Popen(["labdag", "sweep", "train", "-S", "seed=1"], cwd=repository)
+    first = subprocess.Popen(
+        ["labdag", "sweep", "train", "-S", "seed=1"], cwd=repository, stderr=subprocess.PIPE, text=True
+    )
     wait_for(lambda: runs(repository)["prepare"], 60)
     second = run("labdag", "sweep", "train", "-S", "seed=1..2", cwd=repository, check=False)
     assert "Another `labdag sweep` with the same inputs is at work" in second.stderr
     first.send_signal(signal.SIGINT)
-    assert first.wait(60) == 130
+    assert "started again, the sweep goes on from there" in first.communicate(timeout=60)[1]
+    assert first.returncode == 130
     wait_for(lambda: not left_of(repository), 30)
 
 
