@@ -240,7 +240,8 @@ class _Work:
         if records is None:
             raise GraphError(f"the experiment {name} was saved, but what it holds can't be read back")
         remove(ready)
-        remove(place)
+        with suppress(OSError):  # a command may have left a process that writes there; it is recorded all the same
+            remove(place)
         return Result(point, Found.RECORDED, name, metrics=figures(metrics_of(records)))
 
     def _run(self, copy: Path, log: Callable[[str], None]) -> str:

@@ -177,13 +177,18 @@ def configure(root: Path, name: str, value: str) -> None:
 
 
 def dvc(root: Path, *arguments: str) -> str:
-    """What a DVC command prints.
+    """What a DVC command prints. It sends no analytics: the process that does goes on to write in a copy's `.dvc/tmp`.
 
     Raises:
         GraphError: it failed.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments], cwd=root, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=root,
+        env=os.environ | {"DVC_NO_ANALYTICS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
