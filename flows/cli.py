@@ -201,6 +201,7 @@ def _flow(function: Callable[..., Any], if_interrupted: str, **parameters: Any) 
     finally:
         # What the command prints is the last word: not Prefect's farewell to its temporary server.
         logging.getLogger("prefect").setLevel(logging.WARNING)
+        logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # it warns of what it sends at the end
     return done
 
 
@@ -362,6 +363,70 @@ def sweep(
         print(f"`dvc exp show --all-commits` has them; `dvc exp apply {names[0]}` brings one into your workspace.")
     if failed:
         _fail("\n".join(f"{result.point.name}: {result.reason}" for result in failed))
+
+
+@app.command()
+def retrain(
+    target: Annotated[str, typer.Argument(metavar="LAB", help="A lab, or another result that `labdag list` shows.")],
+    values: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            "-S",
+            metavar="NAME=VALUE",
+            help="A param to set; seed=fresh takes a seed that was never tried.",
+            show_default=False,
+        ),
+    ] = None,
+    branch: Annotated[
+        str | None, typer.Option(help="The branch to take. [default: the one checked out]", show_default=False)
+    ] = None,
+    remote: Annotated[
+        str | None,
+        typer.Option(help="The git remote that has the branch, and gets what is registered.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="The artifact to register. [default: the one that the lab makes]", show_default=False),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="Stages at once. [default: one per CPU core]")
+    ] = None,
+    pull: Annotated[bool, typer.Option("--pull", help="Fetch what is missing from DVC's remote.")] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Retrain even if nothing has changed.")] = False,
+) -> None:
+    """Make a lab anew from the newest commit, in a clone, and register its model if it passes the gate."""
+    root = _project()
+    from flows import execute, server
+    from flows.reproduce import RunCancelledError, StageFailedError
+    from flows.retrain import Retraining
+    from flows.retrain import retrain as retrained
+
+    execute.prepare()
+    left = "nothing is registered; started again, it goes on from the stages that are done."
+    try:
+        with server.without_own_heartbeats():
+            done = _flow(
+                retrained,
+                left,
+                target=target,
+                values=values,
+                branch=branch,
+                remote=remote,
+                model=model,
+                jobs=jobs,
+                pull=pull,
+                force=force,
+                root=str(root),
+            )
+    except StageFailedError as error:
+        raise MistakeError(str(error)) from None
+    except RunCancelledError:
+        _interrupted(left)
+    assert isinstance(done, Retraining)
+    if done.checks:
+        _print(done.rows())
+    print(f"{done.ending}: {done.reason}")
 
 
 def _check_points(root: Path, target: str, values: list[str], *, is_grid: bool, are_labs: bool) -> None:

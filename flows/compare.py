@@ -151,7 +151,7 @@ def diff(
         after: dict[str, Stage] = sides[1].get(target, {})
         was, now = (_records(revision, target, stages) for revision, stages in ((old, before), (new, after)))
         if was and now:
-            lines += _lines(target, was, now, {**before, **after}, _spread(new, after, repeats), everything)
+            lines += _lines(target, was, now, {**before, **after}, spread(new, after, repeats), everything)
         elif was or now:
             there, lacking, stages = (old, new, after) if was else (new, old, before)
             why = f"{lacking.name} has it, but never ran it" if stages else f"{lacking.name} has no such result"
@@ -171,7 +171,7 @@ def _lines(
     was: Mapping[str, Record],
     now: Mapping[str, Record],
     stages: Mapping[str, Stage],
-    spread: Mapping[str, tuple[float, int]],
+    noises: Mapping[str, tuple[float, int]],
     everything: bool,
 ) -> Iterator[Line]:
     old, new = ({k: v for record in side.values() for k, v in record.params.items()} for side in (was, now))
@@ -191,7 +191,7 @@ def _lines(
     known = [name for name in dict.fromkeys([*old, *new]) if is_whole or (name in old and name in new)]
     moved = [name for name in known if not _is_same(old.get(name), new.get(name))]
     for name in (name for name in moved if "." not in name.rpartition(":")[2] or everything or not families):
-        noise, count = spread.get(name, (None, 0))
+        noise, count = noises.get(name, (None, 0))
         yield Line(target, name, old.get(name), new.get(name), styles.get(name, ""), noise, count)
     for pattern, style in () if everything else families.items():
         members = [Line(target, name, old[name], new[name], style) for name in moved
@@ -225,8 +225,14 @@ def _is_same(one: Any, other: Any) -> bool:
     return bool(one == other) or (one != one and other != other)  # nan is no other than nan
 
 
-def _spread(revision: Revision, stages: Mapping[str, Stage], repeats: Repeats) -> dict[str, tuple[float, int]]:
-    """Standard deviation of each figure of a result over seeds, and over how many; as far as it is known."""
+def spread(revision: Revision, stages: Mapping[str, Stage], repeats: Repeats) -> dict[str, tuple[float, int]]:
+    """Standard deviation of each figure of a result over seeds, and over how many; as far as it is known.
+
+    Args:
+        revision: with whose params.
+        stages: of the result.
+        repeats: tells the metrics of the same stages with other seeds, as `History.repeats` does.
+    """
     seed = next((stage.meta.seed for stage in stages.values() if stage.meta.seed), None)
     runs = repeats(revision, stages, seed) if seed else {}
     if len(runs) < REPEATS:
@@ -256,8 +262,8 @@ def printed(line: Line) -> tuple[str, str, str, str]:
     if line.is_chance is not None:
         how = "within" if line.is_chance else "more than"
         noise = line.noise or 0.0
-        most, spread = _size(WIDE * noise, line.style), _size(noise, line.style)
-        remark = f"{how} the noise of the seed, up to {most} (± {spread} over {line.repeats} runs)"
+        most, deviation = _size(WIDE * noise, line.style), _size(noise, line.style)
+        remark = f"{how} the noise of the seed, up to {most} (± {deviation} over {line.repeats} runs)"
     return old, new, change, remark
 
 

@@ -13,20 +13,25 @@ class GitError(Exception):
     """A git command failed; the text is what it said last."""
 
 
-def git(folder: Path, *arguments: str | Path, env: Mapping[str, str] | None = None) -> str:
+def git(folder: Path, *arguments: str | Path, env: Mapping[str, str] | None = None, text: str = "") -> str:
     """What a git command in `folder` prints.
 
     Args:
         folder: where it works.
         arguments: of it.
         env: what its environment has besides this process's.
+        text: what it reads from its standard input.
 
     Raises:
         GitError: it failed, or there is no git.
     """
     try:
         done = subprocess.run(
-            ["git", "-C", folder, *arguments], capture_output=True, check=False, env=os.environ | (env or {})
+            ["git", "-C", folder, *arguments],
+            input=os.fsencode(text),
+            capture_output=True,
+            check=False,
+            env=os.environ | (env or {}),
         )
     except FileNotFoundError:
         raise GitError("git is not installed") from None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.git import GitError, git
+from flows.git import top as git_top
 from flows.meta import Meta, MetaError, parse
 
 if TYPE_CHECKING:
@@ -398,6 +399,21 @@ class Pipeline:
             if entries:
                 text = str(dumps_yaml(everything | {"stages": entries}))
                 found[Path(lock).relative_to(self.root).as_posix()] = text
+        return found
+
+    def imports(self, names: Iterable[str]) -> list[str]:
+        """Those of some stages that `dvc import` or `dvc import-url` has made."""
+        return [name for name in names if self._nodes[name].is_import]
+
+    def artifacts(self, names: Iterable[str]) -> list[str]:
+        """What dvc.yaml files declare as `artifacts:` of what some stages make, by the names that GTO has for them."""
+        made = {str(Path(out.fs_path)) for name in names for out in self._nodes[name].outs}
+        top = git_top(self.root)
+        found = []
+        for file, artifacts in self._repo.index._artifacts.items():
+            folder = Path(file).parent
+            prefix = "" if folder == top else f"{folder.relative_to(top).as_posix()}:"
+            found += [f"{prefix}{name}" for name, each in artifacts.items() if str(folder / each["path"]) in made]
         return found
 
     def locks(self) -> set[str]:

@@ -25,6 +25,8 @@ class Meta:
             most, with the format of each.
         seed: dotted name of the param that changes the figures by chance alone.
         report: the page that a person will want to open, a path from the repository's root.
+        upstream: a command that prints something else when what the stage fetches from outside has changed, and fails
+            if the stage can't take it.
         slots: how much of each resource the stage occupies while it runs (`{cpu: 2, gpu: 1}`).
         timeout: seconds after which it is ended and has failed; None lets it run for ever.
         retries: how often it is run again after a failure.
@@ -35,6 +37,7 @@ class Meta:
     extremes: Mapping[str, str] = field(default_factory=dict)
     seed: str | None = None
     report: str | None = None
+    upstream: str | None = None
     slots: Mapping[str, int] = field(default_factory=dict)
     timeout: float | None = None
     retries: int = 0
@@ -89,6 +92,7 @@ _SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "extremes": (_is_summary, 'families with the format of each, such as `meta.extremes: {per_class.*.f1: ".2%"}`'),
     "seed": (lambda value: isinstance(value, str), "the name of a param, such as `meta.seed: train.seed`"),
     "report": (lambda value: isinstance(value, str), "the path of a page, such as `meta.report: results/report.html`"),
+    "upstream": (lambda value: isinstance(value, str), "a command, such as `meta.upstream: md5sum /data/raw.csv`"),
     "slots": (_is_slots, "a whole number for each resource, such as `meta.slots: {cpu: 2, gpu: 1}`"),
     "timeout": (lambda value: _is_seconds(value) and value > 0, "seconds, such as `meta.timeout: 3600`"),
     "retries": (_is_whole, "a whole number, such as `meta.retries: 2`"),

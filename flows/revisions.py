@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 WORKSPACE = "workspace"
 DEFAULT_PARAMS = "params.yaml"
 EXPERIMENTS = "refs/exps"
-_EXPERIMENT = re.compile(rf"{EXPERIMENTS}/([0-9a-f]{{2}})/([0-9a-f]{{38}})/(.+)")  # and not what DVC runs just now
+EXPERIMENT = re.compile(rf"{EXPERIMENTS}/([0-9a-f]{{2}})/([0-9a-f]{{38}})/(.+)")  # and not what DVC runs just now
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class History:
     def experiments(self) -> dict[tuple[str, str], str]:
         """The commits of DVC's experiments, by their names and the commits that they began with."""
         refs = git(self.root, "for-each-ref", "--format=%(refname) %(objectname)", EXPERIMENTS)
-        found = [(_EXPERIMENT.fullmatch(line.split()[0]), line.split()[1]) for line in refs.splitlines()]
+        found = [(EXPERIMENT.fullmatch(line.split()[0]), line.split()[1]) for line in refs.splitlines()]
         return {(match[3], match[1] + match[2]): commit for match, commit in found if match}
 
     def locked(self, commit: str, names: Iterable[str]) -> dict[str, Record]:

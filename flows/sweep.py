@@ -39,13 +39,13 @@ from flows.graph import GraphError, Pipeline, Stage, find_root, take
 from flows.journal import Journal
 from flows.output import Lines
 from flows.points import Point, grid, read, settings, write
-from flows.revisions import EXPERIMENTS, History, Record
+from flows.revisions import History, Record
 from flows.schedule import CPU, detected
 from flows.search import Grid, Search, Study
 from flows.supervisor import PARENT
 from flows.swept import Found, Result, Sweep
 from flows.targets import select
-from flows.workspace import dvc, require_commit, twin
+from flows.workspace import require_commit, save, twin
 
 MANY = 1000  # threads at most; how many points are made at once is for the sweep to say
 DIGITS = 16  # of a digest that are enough to tell inputs apart
@@ -235,7 +235,7 @@ class _Work:
             ready.touch()
         if reason := self._run(copy, log):
             return Result(point, Found.FAILED, reason=reason)
-        self._record(copy, name, point)
+        save(self.base, copy, self.stages, name, self._message(point), self.history.root)
         _, records = self._experiment(point)
         if records is None:
             raise GraphError(f"the experiment {name} was saved, but what it holds can't be read back")
@@ -275,16 +275,6 @@ class _Work:
                     break
             code = process.wait()
         return "" if code == 0 else last.removeprefix("Error: ") or f"`labdag run {self.target}` exited with {code}"
-
-    def _record(self, copy: Path, name: str, point: Point) -> None:
-        """Save a copy as an experiment of the user's repository."""
-        untracked = git(copy, "ls-files", "-z", "--others", "--exclude-standard").split("\0")
-        wanted = self.base.locks() | self.base.sources(self.stages)
-        added = [f"--include-untracked={path}" for path in untracked if path in wanted]
-        dvc(copy, "exp", "save", "--force", *added, "--name", name, "--message", self._message(point), *self._targets())
-        refs = git(copy, "for-each-ref", "--format=%(refname)", EXPERIMENTS).split()
-        ref = next(ref for ref in refs if ref.endswith(f"/{name}"))
-        git(self.history.root, "fetch", "--quiet", "--no-write-fetch-head", top(copy), f"+{ref}:{ref}")
 
     def _message(self, point: Point) -> str:
         """Of the point's experiment: by it a later sweep knows that it is this one."""

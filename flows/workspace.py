@@ -15,6 +15,7 @@ from flows.files import remove
 from flows.git import GitError, git
 from flows.git import top as git_top
 from flows.graph import GraphError, Pipeline
+from flows.revisions import EXPERIMENT, EXPERIMENTS
 
 CACHE = ".dvc/cache"  # of the copy
 
@@ -107,13 +108,73 @@ def twin(pipeline: Pipeline, names: Iterable[str], place: Path, *, is_configured
     return copy
 
 
+def at_commit(root: Path, commit: str, place: Path) -> Path:
+    """Make a clone of the repository at a commit, which shares its cache and knows its experiments.
+
+    Args:
+        root: of the DVC repository.
+        commit: its hash.
+        place: of the clone, where nothing is yet.
+
+    Returns:
+        The root of the DVC repository there.
+
+    Raises:
+        GraphError: git or DVC refuses, or the commit has no DVC repository.
+    """
+    top = git_top(root)
+    copy = place / root.relative_to(top)
+    cache = dvc(root, "cache", "dir").strip()
+    try:
+        _clone_git(top, place)
+        git(place, "checkout", "--quiet", "--detach", commit)
+        refs = git(root, "for-each-ref", "--format=create %(refname) %(objectname)", EXPERIMENTS).splitlines()
+        known = [line for line in refs if EXPERIMENT.fullmatch(line.split()[1])]
+        git(place, "update-ref", "--stdin", text="\n".join([*known, ""]))
+    except GitError as error:
+        raise GraphError(f"The repository can't be cloned: {error}") from None
+    if not (copy / ".dvc").is_dir():
+        raise GraphError(f"The commit {commit[:7]} has no DVC repository; commit what `dvc init` has made.")
+    _copy(root / ".dvc" / "config.local", copy / ".dvc" / "config.local")
+    configure(copy, "cache.dir", str((root / cache).absolute()))
+    return copy
+
+
+def save(pipeline: Pipeline, copy: Path, names: Iterable[str], name: str, message: str, root: Path) -> str:
+    """Save what lies in a copy of a repository as an experiment of the repository.
+
+    Args:
+        pipeline: of the copy, or of another one like it.
+        copy: the root of the copy.
+        names: of the stages that were run there.
+        name: of the experiment.
+        message: of its commit.
+        root: of the repository that it is for.
+
+    Returns:
+        The hash of its commit.
+
+    Raises:
+        GraphError, GitError: DVC or git refuses it.
+    """
+    names = list(names)
+    untracked = git(copy, "ls-files", "-z", "--others", "--exclude-standard").split("\0")
+    wanted = pipeline.locks() | pipeline.sources(names)
+    added = [f"--include-untracked={path}" for path in untracked if path in wanted]
+    run = [each for each in names if pipeline.stages[each].is_run]
+    dvc(copy, "exp", "save", "--force", *added, "--name", name, "--message", message, *run)
+    refs = git(copy, "for-each-ref", "--format=%(refname) %(objectname)", EXPERIMENTS).splitlines()
+    ref, commit = next(line.split() for line in refs if line.split()[0].endswith(f"/{name}"))
+    git(root, "fetch", "--quiet", "--no-write-fetch-head", git_top(copy), f"+{ref}:{ref}")
+    return commit
+
+
 def _clone(pipeline: Pipeline, place: Path, made: Iterable[str], sources: Iterable[str]) -> Path:
     """Clone the repository, and put the files of the working tree there, with `sources` and without what is `made`."""
     root = pipeline.root
     top = git_top(root)
     copy = place / root.relative_to(top)
-    # The clone reads the repository's own objects, and copies none.
-    git(root, "clone", "--quiet", "--shared", "--no-checkout", str(top), str(place))
+    _clone_git(top, place)
     for name in sorted(sources):  # a folder before what lies in it
         _copy(root / name, copy / name)
     listed = git(top, "ls-files", "-z", "--cached", "--recurse-submodules")
@@ -129,6 +190,15 @@ def _clone(pipeline: Pipeline, place: Path, made: Iterable[str], sources: Iterab
     index = top / git(top, "rev-parse", "--git-path", "index").rstrip("\n")
     _copy(index, place / ".git" / "index")  # so that git tracks here what it tracks there
     return copy
+
+
+def _clone_git(top: Path, place: Path) -> None:
+    """Clone a git repository, with nothing checked out, and whoever commits there under the same name."""
+    # The clone reads the repository's own objects, and copies none.
+    git(top, "clone", "--quiet", "--shared", "--no-checkout", str(top), str(place))
+    for name in ("user.name", "user.email"):
+        with suppress(GitError):  # it is not set
+            git(place, "config", name, git(top, "config", name).rstrip("\n"))
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -174,6 +244,14 @@ def configure(root: Path, name: str, value: str) -> None:
         GraphError: DVC refuses it.
     """
     dvc(root, "config", "--local", name, value)
+
+
+def has_remote(root: Path) -> bool:
+    """Whether DVC has a default remote, to push to."""
+    try:
+        return bool(dvc(root, "config", "core.remote").strip())
+    except GraphError:  # it has no such setting
+        return False
 
 
 def dvc(root: Path, *arguments: str) -> str:

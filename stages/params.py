@@ -77,6 +77,10 @@ class Params(Options):
     datasets: dict[BlockName, Any] = Field(description="Datasets by name.")
     labs: dict[BlockName, Lab] = Field(description="Labs by name.")
     compare: dict[BlockName, Group] = Field(default={}, description="Comparisons of labs by name.")
+    retrain: dict[BlockName, dict[str, Any]] = Field(
+        default={},
+        description="What a retrained lab must reach to be registered (`labdag retrain`), by the lab's name.",
+    )
 
 
 def schema() -> type[Params]:
@@ -112,6 +116,11 @@ def load(path: Path = Path(PARAMS_FILE)) -> Params:
     ]
     if "compare" in params.labs:
         faults.append(f"{PARAMS_FILE}: labs.compare: comparisons have this folder of results; take another name.")
+    faults += [
+        f"{PARAMS_FILE}: retrain.{name}: {unknown('lab', name, params.labs)}"
+        for name in params.retrain
+        if name not in params.labs
+    ]
     faults += [
         f"{PARAMS_FILE}: labs.{name}: a dataset has this name already; a lab needs one of its own."
         for name in params.labs

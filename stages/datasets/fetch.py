@@ -32,8 +32,20 @@ STALL_SECONDS = 30
 CHUNK = 1 << 18
 
 
+class ChangedError(UserError):
+    """No address gave the file, and at least one gave another file than its checksum is of."""
+
+
 class _FailedError(Exception):
-    """This address does not give the file, and trying it again will not help."""
+    """This address does not give the file, and trying it again will not help.
+
+    Attributes:
+        is_other: whether it gives another file instead.
+    """
+
+    def __init__(self, text: str, *, is_other: bool = False) -> None:
+        super().__init__(text)
+        self.is_other = is_other
 
 
 class _TransientError(_FailedError):
@@ -45,11 +57,13 @@ def fetch(archive: Archive, folder: Path) -> None:
 
     Raises:
         UserError: no address gave it; the text names each one with the reason.
+        ChangedError: and one gave another file instead.
         OSError: the disk is full or `folder` can't be written.
     """
     target = folder / archive.name
     target.parent.mkdir(parents=True, exist_ok=True)
     failures = []
+    is_other = False
     for url in addresses(archive):
         tries = Retrying(
             stop=stop_after_attempt(TRIES),
@@ -60,11 +74,11 @@ def fetch(archive: Archive, folder: Path) -> None:
         try:
             tries(_try, archive, url, target)
             return
-        except _TransientError as failure:
-            failures.append(f"  {url}: {failure} ({TRIES} tries)")
         except _FailedError as failure:
-            failures.append(f"  {url}: {failure}")
-    raise UserError(
+            is_other |= failure.is_other
+            tried = f" ({TRIES} tries)" if isinstance(failure, _TransientError) else ""
+            failures.append(f"  {url}: {failure}{tried}")
+    raise (ChangedError if is_other else UserError)(
         f"could not get {archive.name} from any address:\n" + "\n".join(failures) + "\n"
         "Two ways on: name a mirror in LABDAG_MIRRORS (a URL, or a folder laid out as a torchvision root), "
         "or run the lab that needs no download: labdag run lenet_digits"
@@ -94,7 +108,8 @@ def _try(archive: Archive, url: str, target: Path) -> None:
             failure = _TransientError if remote else _FailedError
             raise failure(
                 f"wrong checksum: {size:,} bytes with {archive.algorithm} {digest.hexdigest()}, "
-                f"expected {archive.digest}"
+                f"expected {archive.digest}",
+                is_other=True,
             )
         part.replace(target)
     finally:

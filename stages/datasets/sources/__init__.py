@@ -1,9 +1,10 @@
 """Sources of datasets, a module for each `kind` of a dataset block: the folder is the registry.
 
-A source module has three public names:
+A source module has four public names:
 
 - `Source`: the typed options of its blocks, with `kind` as a literal equal to the module's name;
 - `archives(source)`: what must be fetched, a list of `Archive` (empty where nothing must be);
+- `verify(source)`: complains of what is read where it lies, and is not what its checksum is of;
 - `read(source, folder)`: the dataset, from what was fetched into `folder`.
 """
 

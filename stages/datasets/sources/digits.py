@@ -37,6 +37,10 @@ def archives(_source: Source) -> list[Archive]:
     return []
 
 
+def verify(_source: Source) -> None:
+    """Nothing: scikit-learn's version is pinned."""
+
+
 def read(source: Source, _folder: Path) -> Dataset:
     """Scale the grey levels to 0-255, resize bilinearly and split by class with a fixed seed."""
     from sklearn.datasets import load_digits

@@ -64,6 +64,16 @@ def archives(source: Source) -> list[Archive]:
     return [Archive(_file_name(source), "sha256", source.sha256, (source.path,))]
 
 
+def verify(source: Source) -> None:
+    """See to it that what lies on this machine is what its checksum is of.
+
+    Raises:
+        OptionError: it is not, or is not there at all.
+    """
+    if not _remote(source):
+        _verify(source, Path(source.path).expanduser())
+
+
 def read(source: Source, folder: Path) -> Dataset:
     """Unpack if need be, find the classes, and decode every image.
 
@@ -72,15 +82,8 @@ def read(source: Source, folder: Path) -> Dataset:
         UserError: the archive is broken or unsafe, or images can't be read (each one is named).
     """
     path = folder / _file_name(source) if _remote(source) else Path(source.path).expanduser()
-    if not path.exists():
-        raise OptionError("path", f"is {source.path!r}, but there is no such file or folder.")
-    if path.is_dir():
-        root = _top(path)
-        _check_digest(source, _folder_digest(root))
-    else:
-        with path.open("rb") as file:
-            _check_digest(source, hashlib.file_digest(file, "sha256").hexdigest())
-        root = _top(_extract(path, folder / "extracted"))
+    _verify(source, path)
+    root = _top(path if path.is_dir() else _extract(path, folder / "extracted"))
     parts = [name for name in ("train", "test") if (root / name).is_dir()]
     if len(parts) == 1:
         raise OptionError("path", f"is {source.path!r}, which has a folder {parts[0]}, but train and test go together.")
@@ -119,6 +122,16 @@ def _remote(source: Source) -> bool:
 
 def _file_name(source: Source) -> str:
     return PurePosixPath(unquote(urlsplit(source.path).path)).name
+
+
+def _verify(source: Source, path: Path) -> None:
+    if not path.exists():
+        raise OptionError("path", f"is {source.path!r}, but there is no such file or folder.")
+    if path.is_dir():
+        _check_digest(source, _folder_digest(_top(path)))
+    else:
+        with path.open("rb") as file:
+            _check_digest(source, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def _check_digest(source: Source, found: str) -> None:

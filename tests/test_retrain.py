@@ -1,0 +1,287 @@
+"""`labdag retrain`: the newest commit made anew in a clone, held against the registered model, and registered."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flows.gate import Gate, judge, read
+from flows.graph import GraphError
+from tests.conftest import run, wait_for
+
+PIPELINE = """
+stages:
+  fetch:
+    cmd: python log.py fetch
+    deps: [log.py]
+    outs: [raw]
+    meta: {upstream: python log.py upstream}
+  train:
+    cmd: python log.py train
+    deps: [log.py, raw]
+    params: [seed, lr]
+    outs: [model.bin]
+    metrics: [metrics.json]
+    meta:
+      summary: {accuracy: ".1%"}
+      extremes: {class.*: ".1%"}
+      seed: seed
+artifacts:
+  digits: {path: model.bin, type: model}
+"""
+PARAMS = """\
+seed: 0
+lr: 1.0
+retrain:
+  train: {minimum: {accuracy: 0.6}, may_lose: {class.*: 0.2}, better: accuracy, noise: 0.01}
+"""
+LOG = """
+import json, os, sys, time, yaml
+stage, params = sys.argv[1], yaml.safe_load(open("params.yaml"))
+source = os.environ["SOURCE"]
+if stage == "upstream":
+    text = open(source).read()
+    if "broken" in text:
+        sys.exit("Error: the checksum is another one")
+    print(text)
+    sys.exit()
+with open(os.environ["RUNS"], "a") as file:
+    print(stage, params["seed"], file=file)
+if stage == "fetch":
+    open("raw", "w").write(open(source).read())
+else:
+    if not isinstance(params["lr"], float):
+        sys.exit(f"Error: params.yaml: lr is {params['lr']!r}, but should be a number.")
+    time.sleep(float(os.environ.get("TAKES", 0)))
+    open("model.bin", "w").write(f"{params['lr']} {params['seed']}")
+    json.dump({"accuracy": 0.5 + params["lr"] / 10, "class": {"a": params["lr"] / 10, "b": 1 - params["lr"] / 10}},
+              open("metrics.json", "w"))
+"""
+
+
+@pytest.fixture
+def repository(toy: Callable[..., Path], prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("SOURCE", str(tmp_path / "source"))
+    (tmp_path / "source").write_text("one")
+    (tmp_path / "runs").touch()
+    folder = toy(PIPELINE, **{"params.yaml": PARAMS, "log.py": LOG})
+    run("dvc", "remote", "add", "--quiet", "--default", "store", tmp_path / "store", cwd=folder)
+    run("git", "commit", "--quiet", "--all", "--message", "Add a remote", cwd=folder)
+    return folder
+
+
+def runs(folder: Path) -> list[str]:
+    return (folder.parent / "runs").read_text().split("\n")[:-1]
+
+
+def retrain(folder: Path, *options: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return run("labdag", "retrain", "train", *options, cwd=folder, check=False, **env)
+
+
+def state_of(folder: Path) -> list[str]:
+    """All that a user would notice of a change in a workspace."""
+    status = run("git", "status", "--porcelain", cwd=folder).stdout
+    head = run("git", "rev-parse", "HEAD", cwd=folder).stdout
+    return [status, run("dvc", "status", "--json", cwd=folder).stdout, head]
+
+
+def set_param(folder: Path, name: str, value: Any) -> None:
+    path = folder / "params.yaml"
+    path.write_text(re.sub(rf"^{name}:.*", f"{name}: {value}", path.read_text(), flags=re.MULTILINE))
+    run("git", "commit", "--quiet", "--all", "--message", f"Set {name}", cwd=folder)
+
+
+def events(api: str, name: str) -> list[dict[str, Any]]:
+    found = httpx.post(f"{api}/events/filter", json={"filter": {"event": {"name": [name]}}, "limit": 50})
+    return list(found.raise_for_status().json()["events"])
+
+
+def test_what_passes_the_gate_is_registered_and_what_is_unchanged_is_left_alone(
+    repository: Path, tmp_path: Path, prefect_server: str
+) -> None:
+    params = repository / "params.yaml"
+    params.write_text(params.read_text().replace("lr: 1.0", "lr: nonsense"))  # being edited: of no concern
+    before = state_of(repository)
+
+    first = retrain(repository, "-S", "seed=fresh", "-S", "lr=2.0")
+    assert first.returncode == 0, first.stderr
+    assert "Registered: train-retrain-1 passed the gate, and is digits@v0.0.1" in first.stdout
+    assert "accuracy ≥ 60.0%   70.0%   yes" in first.stdout
+    assert state_of(repository) == before
+    assert not list((repository / ".dvc" / "tmp" / "labdag" / "retrain").glob("train*/*"))
+    seed = int(runs(repository)[-1].split()[1])
+    assert seed > 0
+
+    # DVC and GTO know the version, elsewhere, too: all that it consists of is on the remote.
+    elsewhere = tmp_path / "elsewhere"
+    run("git", "clone", "--quiet", repository, elsewhere, cwd=tmp_path)
+    run("dvc", "artifacts", "get", ".", "digits", "--rev", "v0.0.1", "--out", "got", cwd=elsewhere)
+    assert (elsewhere / "got").read_text() == f"2.0 {seed}"
+    assert re.search(r"digits\b.*v0\.0\.1", run("gto", "show", cwd=elsewhere).stdout)
+    assert run("git", "tag", "--points-at", "digits@v0.0.1", cwd=repository).stdout == "digits@v0.0.1\n"
+    shown = json.loads(run("dvc", "exp", "show", "--json", "--all-commits", cwd=repository).stdout)
+    assert "train-retrain-1" in json.dumps(shown)
+
+    count = len(runs(repository))
+    again = retrain(repository, "-S", "seed=fresh", "-S", "lr=2.0")
+    assert again.returncode == 0, again.stderr
+    told = "UpToDate: nothing has changed since train-retrain-1, registered as digits@v0.0.1"
+    assert told in again.stdout
+    assert len(runs(repository)) == count
+
+    (reason,) = {each["payload"]["reason"] for each in events(prefect_server, "labdag.retrain.registered")
+                 if each["payload"]["target"] == "train"}  # fmt: skip
+    assert reason == "train-retrain-1 passed the gate, and is digits@v0.0.1"
+
+    # Better than the champion, but one class lost too much; then better by no more than chance.
+    worse = retrain(repository, "-S", "seed=fresh", "-S", "lr=4.5")
+    assert worse.returncode == 0, worse.stderr
+    why = "NotRegistered: train-retrain-2 did not pass the gate, against digits@v0.0.1: class.* loses no more than"
+    assert why in worse.stdout
+    assert "class.b 80.0% → 55.0%" in worse.stdout
+    chance = retrain(repository, "-S", "seed=fresh", "-S", "lr=2.2")
+    assert "accuracy more than the champion's by over 2.8%: 70.0% → 72.0%" in chance.stdout
+    better = retrain(repository, "-S", "seed=fresh", "-S", "lr=2.4")
+    assert "Registered: train-retrain-4 passed the gate, and is digits@v0.0.2" in better.stdout
+    assert state_of(repository) == before
+
+
+def test_a_failure_leaves_no_trace_and_raises_an_event(repository: Path, prefect_server: str) -> None:
+    before = state_of(repository), run("git", "for-each-ref", cwd=repository).stdout
+    for options, sentence in (
+        (("-S", "lr=high"), "train failed: params.yaml: lr is 'high', but should be a number."),
+        (("-S", "lrr=1.0"), "params.yaml has no param 'lrr'."),
+        (("-S", "lr=1.0,2.0"), "lr is to have one value here; `labdag sweep` tries many."),
+        (("--branch", "nightly"), "has no branch 'nightly' with a commit; it has "),
+        (("--remote", "origin"), "The git remote 'origin' can't be read: "),
+        (("--model", "digit"), "No artifact of dvc.yaml that train makes is called 'digit'; there are digits."),
+    ):
+        done = retrain(repository, *options)
+        assert done.returncode == 1, (options, done.stdout)
+        assert sentence in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+        assert before == (state_of(repository), run("git", "for-each-ref", cwd=repository).stdout), options
+    assert not list((repository / ".dvc" / "tmp" / "labdag" / "retrain").glob("train*/*"))
+    reasons = [each["payload"]["reason"] for each in events(prefect_server, "labdag.retrain.failed")]
+    assert "train failed: params.yaml: lr is 'high', but should be a number." in reasons
+    assert any("params.yaml has no param 'lrr'." in reason for reason in reasons)
+
+
+def test_data_that_changed_upstream_are_fetched_anew(repository: Path, tmp_path: Path) -> None:
+    assert "Registered" in retrain(repository, "-S", "lr=2.0").stdout
+    (tmp_path / "source").write_text("two")
+    changed = retrain(repository, "-S", "lr=2.0")
+    assert "fetch: what it fetches has changed upstream; it is fetched anew." in changed.stderr
+    assert [line.split()[0] for line in runs(repository)] == ["fetch", "train", "fetch", "train"]
+    (tmp_path / "source").write_text("broken")
+    broken = retrain(repository, "-S", "lr=2.0")
+    assert broken.returncode == 1
+    assert "Error: fetch: the data upstream can't be taken: the checksum is another one" in broken.stderr
+
+
+def test_a_retraining_that_was_killed_goes_on_with_the_same_seed(repository: Path) -> None:
+    command = ["labdag", "retrain", "train", "-S", "seed=fresh", "-S", "lr=3.0"]
+    with subprocess.Popen(command, cwd=repository, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                          start_new_session=True) as killed:  # fmt: skip
+        try:
+            wait_for(lambda: len(runs(repository)) >= 1, 60)
+        finally:
+            killed.send_signal(signal.SIGKILL)
+    done = retrain(repository, "-S", "seed=fresh", "-S", "lr=3.0")
+    assert "Registered: train-retrain-1" in done.stdout, done.stderr
+    assert [line.split()[0] for line in runs(repository)].count("fetch") == 1
+    assert len({line.split()[1] for line in runs(repository)}) == 1
+
+
+def test_a_branch_of_a_remote_is_retrained_and_gets_the_version(repository: Path, tmp_path: Path) -> None:
+    central, other = tmp_path / "central.git", tmp_path / "other"
+    run("git", "init", "--quiet", "--bare", central, cwd=tmp_path)
+    run("git", "remote", "add", "origin", central, cwd=repository)
+    run("git", "push", "--quiet", "origin", "HEAD:refs/heads/main", cwd=repository)
+    run("git", "clone", "--quiet", "--branch", "main", central, other, cwd=tmp_path)
+    set_param(other, "lr", 3.5)
+    run("git", "push", "--quiet", cwd=other)
+    before = run("git", "for-each-ref", "refs/heads", "refs/remotes", cwd=repository).stdout
+    done = retrain(repository, "--remote", "origin", "--branch", "main")
+    assert "is digits@v0.0.1" in done.stdout, done.stderr
+    assert run("git", "for-each-ref", "refs/heads", "refs/remotes", cwd=repository).stdout == before
+    for place in (central, repository):
+        assert "lr: 3.5" in run("git", "show", "digits@v0.0.1:params.yaml", cwd=place).stdout
+    assert "train-retrain-1" in run("git", "for-each-ref", "refs/exps", cwd=central).stdout
+
+
+def test_an_import_is_brought_up_to_date(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("a")
+    run("dvc", "import-url", "--quiet", tmp_path / "table.csv", "table.csv", cwd=repository)
+    dvc_yaml = repository / "dvc.yaml"
+    dvc_yaml.write_text(dvc_yaml.read_text().replace("deps: [log.py, raw]", "deps: [log.py, raw, table.csv]"))
+    run("git", "add", "--all", cwd=repository)
+    run("git", "commit", "--quiet", "--message", "Import a table", cwd=repository)
+    assert "Registered" in retrain(repository, "-S", "lr=2.0").stdout
+    assert "UpToDate" in retrain(repository, "-S", "lr=2.0").stdout
+    (tmp_path / "table.csv").write_text("b, and more")
+    before = state_of(repository)
+    done = retrain(repository, "-S", "lr=2.0")
+    assert "NotRegistered" in done.stdout, done.stderr
+    assert state_of(repository) == before
+    shutil.rmtree(repository / ".dvc" / "tmp")
+    recorded = run("git", "for-each-ref", "--format=%(refname)", "refs/exps", cwd=repository).stdout.split()
+    new = next(ref for ref in recorded if ref.endswith("retrain-2"))
+    assert run("git", "diff", "--name-only", "HEAD", new, "--", "table.csv.dvc", cwd=repository).stdout
+
+
+@pytest.mark.parametrize(
+    ("block", "sentence"),
+    [
+        (None, "params.yaml: retrain.lab is missing: it says what a retrained lab must reach"),
+        ({}, "params.yaml: retrain.lab asks for nothing"),
+        ({"minimun": {"accuracy": 1}}, "retrain.lab.minimun is nothing that a gate can ask. Did you mean 'minimum'?"),
+        ({"minimum": {"accuracy": "much"}}, "retrain.lab.minimum.accuracy is 'much': input should be a valid number"),
+        ({"better": "accuracy", "noise": -1}, "retrain.lab.noise is -1: input should be greater than 0"),
+    ],
+)
+def test_a_gate_that_is_wrong_is_told(block: Any, sentence: str) -> None:
+    params = {"retrain": {} if block is None else {"lab": block}}
+    with pytest.raises(GraphError, match=re.escape(sentence)):
+        read(params, "lab")
+
+
+@pytest.mark.parametrize(
+    ("gate", "champion", "noise", "is_met"),
+    [
+        (Gate(minimum={"accuracy": 0.9}), None, {}, [True]),
+        (Gate(minimum={"accuracy": 0.91}, maximum={"loss": 0.2}), None, {}, [False, True]),
+        (Gate(minimum={"bad": 0.0}), None, {}, [False]),  # it is nan
+        (Gate(may_lose={"c.*": 0.1}), None, {}, []),
+        (Gate(may_lose={"c.*": 0.1}), {"c.a": 0.5, "c.b": 0.89}, {}, [True]),
+        (Gate(may_lose={"c.*": 0.1}), {"c.a": 0.5, "c.b": 0.91}, {}, [False]),
+        (Gate(may_lose={"c.*": 0.1}), {"c.a": 0.5, "c.gone": 0.91}, {}, [False]),
+        (Gate(better="accuracy"), {"accuracy": 0.8}, {"accuracy": (0.03, 3)}, [True]),
+        (Gate(better="accuracy"), {"accuracy": 0.8}, {"accuracy": (0.04, 3)}, [False]),
+        (Gate(better="accuracy", noise=0.01), {"accuracy": 0.8}, {"accuracy": (0.04, 3)}, [False]),
+        (Gate(better="accuracy", noise=0.01), {"accuracy": 0.8}, {}, [True]),
+        (Gate(better="accuracy"), {"accuracy": 0.1}, {}, [False]),
+        (Gate(better="accuracy"), {"other": 0.1}, {}, [True]),
+        (Gate(better="loss", less_is_better=True, noise=0.01), {"loss": 0.3}, {}, [True]),
+        (Gate(better="loss", less_is_better=True, noise=0.01), {"loss": 0.1}, {}, [False]),
+    ],
+)
+def test_the_gate_decides(gate: Gate, champion: Any, noise: Any, is_met: list[bool]) -> None:
+    now = {"accuracy": 0.9, "loss": 0.2, "bad": float("nan"), "c.a": 0.6, "c.b": 0.8}
+    assert [check.is_met for check in judge(gate, now, champion, noise, {"accuracy": ".1%"})] == is_met
+
+
+def test_a_gate_that_asks_for_an_unknown_figure_is_told() -> None:
+    with pytest.raises(GraphError, match=r"the metrics have no such number\. Did you mean 'accuracy'"):
+        judge(Gate(minimum={"acuracy": 0.5}), {"accuracy": 1.0}, None, {}, {})
