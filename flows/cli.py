@@ -457,6 +457,76 @@ def _check_points(root: Path, target: str, values: list[str], *, is_grid: bool, 
 
 
 @app.command()
+def up(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port of the server, and of its UI.")] = 4200,
+    host: Annotated[
+        str, typer.Option(help="The address to listen at; from others than 127.0.0.1 it can be reached by all.")
+    ] = "127.0.0.1",
+    database: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="The server's database, such as postgresql://user:password@host/name. [default: Prefect's SQLite]",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Start Prefect's server, a worker and this project's deployments in the background, and say where the UI is."""
+    root = _project()
+    from flows import services
+
+    found = services.running(root)
+    if found is None:
+        print("starting the server ...", flush=True)
+        found = services.start_server(root, host, port, database)
+    try:
+        services.use(found)
+        from flows import deployments
+
+        declared = deployments.read(root)
+        deployments.deploy(root, found.api, services.place(root))
+        if found.worker is None or not found.worker.alive():
+            print("starting the worker ...", flush=True)
+            found = services.start_worker(root, found, deployments.POOL)
+    except BaseException:
+        services.stop(root, lambda _: None)
+        raise
+    assert found.worker is not None
+    print(f"UI           {found.url}")
+    for each in declared:
+        times = [f"{s['cron']} {s.get('timezone', 'UTC')}" for s in each.entry.get("schedules", ())]
+        print(f"deployment   {each.name}" + (f" ({', '.join(times)})" if times else " (on demand)"))
+    print(f"server       process {found.server.pid}, worker process {found.worker.pid}")
+    print(f"logs         {services.place(root).relative_to(root)}/")
+    print("`labdag down` ends them.")
+
+
+@app.command()
+def down() -> None:
+    """End what `labdag up` has started, and the runs that it has."""
+    root = _project()
+    from flows import services
+
+    if not services.stop(root, print):
+        print("Nothing is up here.")
+
+
+@app.command()
+def serve() -> None:
+    """Serve this project's deployments from this process, until Ctrl-C; with a temporary server if none is named."""
+    root = _project()
+    from prefect import serve as served
+
+    from flows import deployments, server
+
+    declared = deployments.read(root)
+    with server.lasting():
+        deployments.end_dead_runs()
+        print(f"UI           {server.address().removesuffix('/api')}", flush=True)
+        served(*deployments.served(declared))
+
+
+@app.command()
 def verify(
     targets: Annotated[
         list[str] | None,
@@ -638,6 +708,11 @@ def _project() -> Path:
     root = find_root(Path.cwd())
     if root != Path.cwd():
         os.chdir(root)
+    if "PREFECT_API_URL" not in os.environ:
+        from flows import services
+
+        if found := services.running(root):  # that `labdag up` has started
+            services.use(found)
     return root
 
 

@@ -91,26 +91,26 @@ def _run_name() -> str:
 
 @flow(name="reproduce", flow_run_name=_run_name, task_runner=ThreadPoolTaskRunner(max_workers=MANY))  # type: ignore[arg-type]
 def reproduce(
-    targets: Annotated[
-        list[str] | None,
-        Field(description="Stages, groups, keys or globs to bring up to date, with all upstream; none: everything."),
-    ] = None,
-    jobs: Annotated[int | None, Field(ge=1, description="Stages at once; default: one per CPU core.")] = None,
-    force: Annotated[bool, Field(description="Run the selected stages even if nothing changed.")] = False,
-    keep_going: Annotated[
-        bool, Field(description="After a failure, go on with what does not depend on it, instead of starting no more.")
-    ] = False,
-    downstream: Annotated[
-        bool, Field(description="Take what depends on the targets, instead of what they depend on.")
-    ] = False,
-    pull: Annotated[bool, Field(description="Fetch what is missing from DVC's remote.")] = False,
-    slots: Annotated[
-        dict[str, int] | None,
-        Field(description="How much there is of each resource of meta.slots; default: the machine's cpu and gpu."),
-    ] = None,
-    root: Annotated[str | None, Field(description="The DVC repository; default: the current folder's.")] = None,
+    targets: list[str] | None = None,
+    jobs: Annotated[int | None, Field(ge=1)] = None,
+    force: bool = False,
+    keep_going: bool = False,
+    downstream: bool = False,
+    pull: bool = False,
+    slots: dict[str, int] | None = None,
+    root: str | None = None,
 ) -> Reproduction | State[Reproduction]:
     """Reproduce stages of a DVC pipeline, each as a task whose state says what happened.
+
+    Args:
+        targets: stages, groups, keys or globs to bring up to date, with all upstream; none: everything.
+        jobs: stages at once; default: one per CPU core.
+        force: run the selected stages even if nothing changed.
+        keep_going: after a failure, go on with what does not depend on it, instead of starting no more.
+        downstream: take what depends on the targets, instead of what they depend on.
+        pull: fetch what is missing from DVC's remote.
+        slots: how much there is of each resource of meta.slots; default: the machine's cpu and gpu.
+        root: the DVC repository; default: the current folder's.
 
     Returns:
         A Reproduction.

@@ -25,7 +25,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.client.schemas import State
 from prefect.events import emit_event
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field
 
 from flows import compare, server
@@ -36,7 +36,7 @@ from flows.git import GitError, git, top
 from flows.graph import GraphError, Pipeline, Stage, find_root
 from flows.points import Point, Setting, Span, read, settings, write
 from flows.registry import Version, register, versions
-from flows.reproduce import StageFailedError, reproduce
+from flows.reproduce import RunCancelledError, StageFailedError, reproduce
 from flows.revisions import EXPERIMENTS, WORKSPACE, History, Revision
 from flows.targets import results, select
 from flows.workspace import at_commit, dvc, has_remote, save
@@ -94,31 +94,32 @@ def _run_name() -> str:
 
 @flow(name="retrain", flow_run_name=_run_name)
 def retrain(
-    target: Annotated[str, Field(description="The result (lab) to make anew, as `labdag list` has it.")],
-    values: Annotated[
-        list[str] | None,
-        Field(description="Params to set, such as train.epochs=20; seed=fresh takes a seed that was never tried."),
-    ] = None,
-    branch: Annotated[
-        str | None, Field(description="The branch whose newest commit is taken; default: the one checked out.")
-    ] = None,
-    remote: Annotated[
-        str | None,
-        Field(description="The git remote that has the branch, and gets what is registered; default: none."),
-    ] = None,
-    model: Annotated[
-        str | None, Field(description="The artifact of dvc.yaml to register; default: the one that the target makes.")
-    ] = None,
-    jobs: Annotated[int | None, Field(ge=1, description="Stages at once; default: one per CPU core.")] = None,
-    pull: Annotated[bool, Field(description="Fetch what is missing from DVC's remote.")] = False,
-    force: Annotated[bool, Field(description="Retrain even if nothing has changed since the last time.")] = False,
-    root: Annotated[str | None, Field(description="The DVC repository; default: the current folder's.")] = None,
+    target: str,
+    values: list[str] | None = None,
+    branch: str | None = None,
+    remote: str | None = None,
+    model: str | None = None,
+    jobs: Annotated[int | None, Field(ge=1)] = None,
+    pull: bool = False,
+    force: bool = False,
+    root: str | None = None,
 ) -> Retraining | State[Retraining]:
     """Make a result anew at the newest commit of a branch, and register its model if it passes the gate.
 
     All is done in a clone that shares DVC's cache: the workspace is neither read nor written. What was made is recorded
     as a DVC experiment; the gate is `retrain.<target>` in params.yaml. A Prefect event tells how it ended:
     `labdag.retrain.registered`, `.not-registered`, `.up-to-date` or `.failed`.
+
+    Args:
+        target: the result (lab) to make anew, as `labdag list` has it.
+        values: params to set, such as train.epochs=20; seed=fresh takes a seed that was never tried.
+        branch: the branch whose newest commit is taken; default: the one checked out.
+        remote: the git remote that has the branch, and gets what is registered; default: none.
+        model: the artifact of dvc.yaml to register; default: the one that the target makes.
+        jobs: stages at once; default: one per CPU core.
+        pull: fetch what is missing from DVC's remote.
+        force: retrain even if nothing has changed since the last time.
+        root: the DVC repository; default: the current folder's.
 
     Returns:
         A Retraining.
@@ -139,6 +140,9 @@ def retrain(
     except (GraphError, GitError, OSError, StageFailedError) as error:  # a sentence, with no traceback
         _emit(run, target, "failed", str(error))
         return Failed(message=str(error), data=error if isinstance(error, StageFailedError) else GraphError(str(error)))
+    except RunCancelledError as error:
+        _emit(run, target, "failed", f"cancelled: {error}")
+        return Cancelled(message=str(error), data=error)
     except BaseException as error:
         _emit(run, target, "failed", str(error) or type(error).__name__)
         raise

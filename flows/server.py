@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextvars
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 from uuid import UUID
 
@@ -22,15 +23,36 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import TERMINAL_STATES, StateType
 from prefect.events import emit_event
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, get_current_settings, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    get_current_settings,
+    temporary_settings,
+)
 from prefect.states import Crashed
 
+from flows.graph import GraphError
+
 LOOK_SECONDS = 1.0  # between two looks at whether somebody has cancelled the run in the UI
-HEARTBEAT_SECONDS = 60.0  # between two signs of life
+HEARTBEAT = "prefect.flow-run.heartbeat"  # the event that is a sign of life
+HEARTBEAT_SECONDS = 60.0  # between two of them, where LABDAG_HEARTBEAT_SECONDS says nothing else
 
 
 _temporary: int | None = None
 _address = ""
+
+
+def heartbeat_seconds() -> float:
+    """Seconds between two signs of life of a run: LABDAG_HEARTBEAT_SECONDS, or 60.
+
+    Raises:
+        GraphError: it is no positive number.
+    """
+    text = os.environ.get("LABDAG_HEARTBEAT_SECONDS", str(HEARTBEAT_SECONDS))
+    with suppress(ValueError):
+        if 0 < (seconds := float(text)) < threading.TIMEOUT_MAX:
+            return seconds
+    raise GraphError(f"LABDAG_HEARTBEAT_SECONDS is {text!r}, but should be a positive number of seconds.")
 
 
 def temporary() -> int | None:
@@ -66,6 +88,15 @@ def start_temporary() -> None:
     _address = server.api_url
 
 
+@contextmanager
+def lasting() -> Iterator[None]:
+    """Have a server for this process, and for all that it starts: the temporary one where none is named."""
+    start_temporary()
+    os.environ["PREFECT_API_URL"] = address()
+    with temporary_settings({PREFECT_API_URL: address()}):
+        yield
+
+
 def about(error: RuntimeError) -> str | None:
     """What a user can do about an error, if it says that Prefect's server is out of reach."""
     if "ephemeral Prefect API server" in str(error):
@@ -91,14 +122,15 @@ def without_own_heartbeats() -> AbstractContextManager[Any]:
 def watched(run: UUID, cancel: Callable[[], None]) -> Iterator[None]:
     """Send the server signs of life, and call `cancel` as soon as somebody cancels the flow run there."""
     over = threading.Event()
+    seconds = heartbeat_seconds()
 
     def watch() -> None:
         beat_at = 0.0
         with get_client(sync_client=True) as client:
             while not over.wait(LOOK_SECONDS):
                 if time.monotonic() >= beat_at:
-                    beat_at = time.monotonic() + HEARTBEAT_SECONDS
-                    emit_event("prefect.flow-run.heartbeat", {"prefect.resource.id": f"prefect.flow-run.{run}"})
+                    beat_at = time.monotonic() + seconds
+                    emit_event(HEARTBEAT, {"prefect.resource.id": f"prefect.flow-run.{run}"})
                 try:
                     state = client.read_flow_run(run).state
                 except Exception:  # the server is busy, or gone for a moment: the run goes on, and so does the watch

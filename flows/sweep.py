@@ -60,20 +60,27 @@ PLAIN_LOG = {
 
 @flow(name="sweep", flow_run_name="sweep {target}", task_runner=ThreadPoolTaskRunner(max_workers=MANY))  # type: ignore[arg-type]
 def sweep(
-    target: Annotated[str, Field(description="What to bring up to date at each point: a key (lab), stage or group.")],
-    values: Annotated[list[str], Field(description="Params and their values, such as train.lr=0.1,0.01 or seed=1..5.")],
-    jobs: Annotated[int, Field(ge=1, description="Points at once.")] = 1,
-    trials: Annotated[
-        int | None, Field(ge=1, description="Search (with Optuna), and try so many points, instead of all of a grid.")
-    ] = None,
-    metric: Annotated[str, Field(description="The figure that a search makes best.")] = "accuracy",
-    minimize: Annotated[bool, Field(description="Whether less of it is better.")] = False,
-    root: Annotated[str | None, Field(description="The DVC repository; default: the current folder's.")] = None,
+    target: str,
+    values: list[str],
+    jobs: Annotated[int, Field(ge=1)] = 1,
+    trials: Annotated[int | None, Field(ge=1)] = None,
+    metric: str = "accuracy",
+    minimize: bool = False,
+    root: str | None = None,
 ) -> Sweep | State[Sweep]:
     """Make a target with many combinations of some params' values, and record each as a DVC experiment.
 
     Each point has a copy of the repository, as it was when the sweep began, which shares DVC's cache. A sweep that was
     broken off goes on where it was; what is recorded already is not made again.
+
+    Args:
+        target: what to bring up to date at each point: a key (lab), stage or group.
+        values: params and their values, such as train.lr=0.1,0.01 or seed=1..5.
+        jobs: points at once.
+        trials: search (with Optuna), and try so many points, instead of all of a grid.
+        metric: the figure that a search makes best.
+        minimize: whether less of it is better.
+        root: the DVC repository; default: the current folder's.
 
     Raises:
         flows.graph.GraphError: the pipeline can't be read, the target or a param is unknown, or there is no commit.
