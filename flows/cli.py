@@ -53,8 +53,20 @@ def main() -> None:
         app()
     except (GraphError, MistakeError) as error:
         _fail(str(error))
+    except SystemExit as end:
+        _leave(end)
+        raise
     finally:
         gc.freeze()  # Python looks for garbage once more before it exits, in all that Prefect and DVC consist of
+
+
+def _leave(end: SystemExit) -> None:
+    """End at once if Prefect's server is gone: Prefect would try for minutes to tell it the rest."""
+    server = sys.modules.get("flows.server")
+    if server is not None and server.is_lost():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else 1 if end.code else 0)
 
 
 def _reach_this_machine_without_a_proxy() -> None:
@@ -190,7 +202,7 @@ def _flow(function: Callable[..., Any], if_interrupted: str, **parameters: Any) 
         signal.signal(number, signal.default_int_handler)
     try:
         server.start_temporary()
-        done = function(**parameters)
+        done = server.call(function, **parameters)
     except RuntimeError as error:
         sentence = server.about(error)
         if sentence is None:
@@ -513,17 +525,21 @@ def down() -> None:
 
 @app.command()
 def serve() -> None:
-    """Serve this project's deployments from this process, until Ctrl-C; with a temporary server if none is named."""
+    """Serve this project's deployments from this process until Ctrl-C, without a work pool and a worker."""
     root = _project()
     from prefect import serve as served
 
     from flows import deployments, server
 
     declared = deployments.read(root)
-    with server.lasting():
-        deployments.end_dead_runs()
-        print(f"UI           {server.address().removesuffix('/api')}", flush=True)
-        served(*deployments.served(declared))
+    if not (address := server.address()):
+        raise MistakeError(
+            "There is no server to serve for: start one with `labdag up`, or name it in PREFECT_API_URL."
+        )
+    if not server.answers():
+        raise MistakeError(f"No Prefect server answers at {address}.")
+    deployments.end_dead_runs()
+    served(*deployments.served(declared))
 
 
 @app.command()

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 from uuid import UUID, uuid4
 
 from prefect import allow_failure, flow, get_run_logger, task
-from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas import State
@@ -103,14 +102,14 @@ def reproduce(
     """Reproduce stages of a DVC pipeline, each as a task whose state says what happened.
 
     Args:
-        targets: stages, groups, keys or globs to bring up to date, with all upstream; none: everything.
-        jobs: stages at once; default: one per CPU core.
-        force: run the selected stages even if nothing changed.
-        keep_going: after a failure, go on with what does not depend on it, instead of starting no more.
-        downstream: take what depends on the targets, instead of what they depend on.
-        pull: fetch what is missing from DVC's remote.
-        slots: how much there is of each resource of meta.slots; default: the machine's cpu and gpu.
-        root: the DVC repository; default: the current folder's.
+        targets: Stages, groups, keys or globs to bring up to date, with all upstream; none: everything.
+        jobs: Stages at once; default: one per CPU core.
+        force: Run the selected stages even if nothing changed.
+        keep_going: After a failure, go on with what does not depend on it, instead of starting no more.
+        downstream: Take what depends on the targets, instead of what they depend on.
+        pull: Fetch what is missing from DVC's remote.
+        slots: How much there is of each resource of meta.slots; default: the machine's cpu and gpu.
+        root: The DVC repository; default: the current folder's.
 
     Returns:
         A Reproduction.
@@ -141,17 +140,17 @@ def reproduce(
         _show_metrics(pipeline, [name for name in stages if outcomes[name].ending not in summary.BAD])
     reproduction = Reproduction(stages, outcomes)
     told = summary.counts(outcomes.values())
-    create_table_artifact(key="summary", table=summary.rows(folder, stages, outcomes), description=told)
+    server.show("summary", summary.rows(folder, stages, outcomes), told)
     logger.info(told)
     if traversal.cancelled:
-        return Cancelled(message=told, data=RunCancelledError(told, reproduction))
+        return server.ending(Cancelled(message=told, data=RunCancelledError(told, reproduction)))
     failed = [outcome for outcome in outcomes.values() if outcome.ending in (Ending.FAILED, Ending.TAINTED)]
     if failed:
         message = "\n".join(f"{outcome.stage} failed: {outcome.reason}" for outcome in failed)
         names = ", ".join(outcome.stage for outcome in failed)
-        return Failed(message=f"failed: {names}", data=StageFailedError(message, reproduction))
+        return server.ending(Failed(message=f"failed: {names}", data=StageFailedError(message, reproduction)))
     is_up_to_date = all(outcome.ending is Ending.UNCHANGED for outcome in outcomes.values())
-    return Completed(name="UpToDate" if is_up_to_date else None, message=told, data=reproduction)
+    return server.ending(Completed(name="UpToDate" if is_up_to_date else None, message=told, data=reproduction))
 
 
 @task(cache_policy=NO_CACHE)
@@ -343,11 +342,9 @@ def _show_metrics(pipeline: graph.Pipeline, names: list[str]) -> None:
     """Leave the metrics of some stages, and in what they differ from the last commit's, as artifacts."""
     metrics, changed = compare.tables(pipeline, names)
     if metrics:
-        create_table_artifact(key="metrics", table=metrics, description="Metrics of all stages of this run.")
+        server.show("metrics", metrics, "Metrics of all stages of this run.")
     if changed:
-        create_table_artifact(
-            key="metrics-diff", table=changed, description="In what they differ from those of the last commit (HEAD)."
-        )
+        server.show("metrics-diff", changed, "In what they differ from those of the last commit (HEAD).")
 
 
 def _tag(folder: Path, targets: list[str]) -> None:

@@ -21,7 +21,6 @@ from urllib.parse import quote
 from uuid import UUID
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_table_artifact
 from prefect.client.schemas import State
 from prefect.events import emit_event
 from prefect.runtime import flow_run
@@ -111,15 +110,15 @@ def retrain(
     `labdag.retrain.registered`, `.not-registered`, `.up-to-date` or `.failed`.
 
     Args:
-        target: the result (lab) to make anew, as `labdag list` has it.
-        values: params to set, such as train.epochs=20; seed=fresh takes a seed that was never tried.
-        branch: the branch whose newest commit is taken; default: the one checked out.
-        remote: the git remote that has the branch, and gets what is registered; default: none.
-        model: the artifact of dvc.yaml to register; default: the one that the target makes.
-        jobs: stages at once; default: one per CPU core.
-        pull: fetch what is missing from DVC's remote.
-        force: retrain even if nothing has changed since the last time.
-        root: the DVC repository; default: the current folder's.
+        target: The result (lab) to make anew, as `labdag list` has it.
+        values: Params to set, such as train.epochs=20; seed=fresh takes a seed that was never tried.
+        branch: The branch whose newest commit is taken; default: the one checked out.
+        remote: The git remote that has the branch, and gets what is registered; default: none.
+        model: The artifact of dvc.yaml to register; default: the one that the target makes.
+        jobs: Stages at once; default: one per CPU core.
+        pull: Fetch what is missing from DVC's remote.
+        force: Retrain even if nothing has changed since the last time.
+        root: The DVC repository; default: the current folder's.
 
     Returns:
         A Retraining.
@@ -139,17 +138,18 @@ def retrain(
             done = work.retrained()
     except (GraphError, GitError, OSError, StageFailedError) as error:  # a sentence, with no traceback
         _emit(run, target, "failed", str(error))
-        return Failed(message=str(error), data=error if isinstance(error, StageFailedError) else GraphError(str(error)))
+        data = error if isinstance(error, StageFailedError) else GraphError(str(error))
+        return server.ending(Failed(message=str(error), data=data))
     except RunCancelledError as error:
         _emit(run, target, "failed", f"cancelled: {error}")
-        return Cancelled(message=str(error), data=error)
+        return server.ending(Cancelled(message=str(error), data=error))
     except BaseException as error:
         _emit(run, target, "failed", str(error) or type(error).__name__)
         raise
     if done.checks:
-        create_table_artifact(key="gate", table=done.rows(), description=f"What the gate of {target} asks")
+        server.show("gate", done.rows(), f"What the gate of {target} asks")
     _emit(run, target, EVENTS[done.ending], done.reason)
-    return Completed(name=done.ending.value, message=done.reason, data=done)
+    return server.ending(Completed(name=done.ending.value, message=done.reason, data=done))
 
 
 def _emit(run: UUID, target: str, what: str, reason: str) -> None:
@@ -267,8 +267,8 @@ class _Work:
         changed = [name for name, sign in seen.items() if past and past[-1].upstream.get(name, sign) != sign]
         for name in changed:
             self.log(f"{name}: what it fetches has changed upstream; it is fetched anew.")
-            reproduce(targets=[name], force=True, jobs=self.jobs, root=str(copy))
-        reproduce(targets=[self.target], jobs=self.jobs, pull=self.pull, root=str(copy))
+            server.call(reproduce, targets=[name], force=True, jobs=self.jobs, root=str(copy))
+        server.call(reproduce, targets=[self.target], jobs=self.jobs, pull=self.pull, root=str(copy))
         with History(copy) as history:
             champion = next(iter(versions(top(copy), model)), None)
             checks = self._judged(history, champion, gate)
@@ -390,8 +390,7 @@ class _Work:
                 rows.append(
                     {"what": line.what or "-", champion.tag: was, "now": is_now, "change": change, "remark": remark}
                 )
-            description = f"What is different from the champion, {champion.tag}"
-            create_table_artifact(key="champion-diff", table=rows, description=description)
+            server.show("champion-diff", rows, f"What is different from the champion, {champion.tag}")
         styles = {k: v for s in stages.values() for k, v in {**s.meta.extremes, **s.meta.summary}.items()}
         return judge(
             gate,

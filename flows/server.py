@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextvars
+import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
 from uuid import UUID
 
+import httpx
+from prefect import get_run_logger
+from prefect.artifacts import create_table_artifact
 from prefect.client.orchestration import get_client
+from prefect.client.schemas import State
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterId,
@@ -24,7 +29,7 @@ from prefect.client.schemas.objects import TERMINAL_STATES, StateType
 from prefect.events import emit_event
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import (
-    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     get_current_settings,
     temporary_settings,
@@ -33,6 +38,8 @@ from prefect.states import Crashed
 
 from flows.graph import GraphError
 
+# Loggers of what Prefect says of each message that it can't deliver.
+CHATTER = ("prefect.events.clients", "prefect._internal.concurrency", "EventsWorker")
 LOOK_SECONDS = 1.0  # between two looks at whether somebody has cancelled the run in the UI
 HEARTBEAT = "prefect.flow-run.heartbeat"  # the event that is a sign of life
 HEARTBEAT_SECONDS = 60.0  # between two of them, where LABDAG_HEARTBEAT_SECONDS says nothing else
@@ -40,6 +47,9 @@ HEARTBEAT_SECONDS = 60.0  # between two of them, where LABDAG_HEARTBEAT_SECONDS 
 
 _temporary: int | None = None
 _address = ""
+_endings: list[Any] = []  # what came of the flows that this process has come to the end of
+_is_lost = False
+_lasting = ExitStack()
 
 
 def heartbeat_seconds() -> float:
@@ -88,15 +98,6 @@ def start_temporary() -> None:
     _address = server.api_url
 
 
-@contextmanager
-def lasting() -> Iterator[None]:
-    """Have a server for this process, and for all that it starts: the temporary one where none is named."""
-    start_temporary()
-    os.environ["PREFECT_API_URL"] = address()
-    with temporary_settings({PREFECT_API_URL: address()}):
-        yield
-
-
 def about(error: RuntimeError) -> str | None:
     """What a user can do about an error, if it says that Prefect's server is out of reach."""
     if "ephemeral Prefect API server" in str(error):
@@ -113,6 +114,61 @@ def about(error: RuntimeError) -> str | None:
     return None
 
 
+def answers() -> bool:
+    """Whether the server is there."""
+    url = get_current_settings().api.url
+    if url is None:
+        return True  # a temporary one lives as long as this process
+    with suppress(httpx.HTTPError):
+        return httpx.get(f"{url}/health", timeout=LOOK_SECONDS * 3).is_success
+    return False
+
+
+def show(key: str, table: list[dict[str, Any]], description: str) -> None:
+    """Leave a table with the run in the UI, if the server is there."""
+    if answers():
+        create_table_artifact(key=key, table=table, description=description)
+
+
+def ending(state: State[Any]) -> State[Any]:
+    """What a flow returns as its last word, so that it is not lost with the server.
+
+    Where that is gone, it is not waited for.
+    """
+    _endings.append(state.data)
+    if not answers():
+        _lose(get_run_logger())
+        # In force for Prefect's own last try, too, after the flow's function has returned.
+        _lasting.enter_context(temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}))
+    return state
+
+
+def call(function: Callable[..., Any], **parameters: Any) -> Any:
+    """Call a flow: what it returns. That the server is gone when it ends is no reason to fail.
+
+    Raises:
+        httpx.TransportError: the server was gone before the flow had begun.
+        Exception: what the flow raises.
+    """
+    before = len(_endings)
+    try:
+        return function(**parameters)
+    except httpx.TransportError:
+        if len(_endings) == before:
+            raise
+        data = _endings[-1]
+        if isinstance(data, BaseException):
+            raise data from None
+        return data
+    finally:
+        del _endings[before:]
+
+
+def is_lost() -> bool:
+    """Whether the server was gone when it was looked for last."""
+    return _is_lost
+
+
 def without_own_heartbeats() -> AbstractContextManager[Any]:
     """Have Prefect send no heartbeats of its own: `watched` does, and does not take up to a second to stop."""
     return temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
@@ -123,18 +179,23 @@ def watched(run: UUID, cancel: Callable[[], None]) -> Iterator[None]:
     """Send the server signs of life, and call `cancel` as soon as somebody cancels the flow run there."""
     over = threading.Event()
     seconds = heartbeat_seconds()
+    logger = get_run_logger()
 
     def watch() -> None:
         beat_at = 0.0
-        with get_client(sync_client=True) as client:
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
             while not over.wait(LOOK_SECONDS):
                 if time.monotonic() >= beat_at:
                     beat_at = time.monotonic() + seconds
                     emit_event(HEARTBEAT, {"prefect.resource.id": f"prefect.flow-run.{run}"})
                 try:
                     state = client.read_flow_run(run).state
-                except Exception:  # the server is busy, or gone for a moment: the run goes on, and so does the watch
+                except httpx.TransportError:
+                    _lose(logger)
                     continue
+                except Exception:  # the server is busy: the run goes on, and so does the watch
+                    continue
+                _find(logger)
                 if state is not None and (state.is_cancelling() or state.is_cancelled()):
                     cancel()
                     return
@@ -149,6 +210,35 @@ def watched(run: UUID, cancel: Callable[[], None]) -> Iterator[None]:
     finally:
         over.set()
         watcher.join(LOOK_SECONDS)
+
+
+def _lose(logger: Any) -> None:
+    """Tell once that the server is gone."""
+    global _is_lost
+    if not _is_lost:
+        _is_lost = True
+        logging.raiseExceptions = False  # or each line that can't be sent would be complained of
+        for handler in {*logging.getLogger("prefect").handlers, *logging.getLogger().handlers}:
+            handler.addFilter(_is_news)
+        logger.warning(
+            "Prefect's server does not answer at %s. The run goes on and is recorded in DVC; the UI lags behind.",
+            get_current_settings().api.url,
+        )
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line tells anything but that the server is gone, which it was told already."""
+    is_lost = record.exc_info is not None and isinstance(record.exc_info[1], httpx.TransportError)
+    is_lost |= record.getMessage() == "Finished in state Running()"  # the state that the server knows last
+    return not (_is_lost and (is_lost or record.name.startswith(CHATTER)))
+
+
+def _find(logger: Any) -> None:
+    """Tell that the server is there again, if it was gone."""
+    global _is_lost
+    if _is_lost:
+        _is_lost = False
+        logger.warning("Prefect's server answers again; of what happened meanwhile, the UI may lack some.")
 
 
 def mark_crashed(run: UUID, message: str) -> bool:

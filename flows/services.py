@@ -105,10 +105,14 @@ def start_server(root: Path, host: str, port: int, database: str | None) -> Serv
             raise GraphError(
                 f"No server can be started at {host}, port {port} ({error.strerror}); name another with --port."
             ) from None
-    env = {"PREFECT_SERVER_ANALYTICS_ENABLED": os.environ.get("PREFECT_SERVER_ANALYTICS_ENABLED", "false")}
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    env = {
+        # Where the UI's pages, in a browser, look for the API; whoever puts a proxy in front sets another address.
+        "PREFECT_UI_API_URL": os.environ.get("PREFECT_UI_API_URL", f"{url}/api"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": os.environ.get("PREFECT_SERVER_ANALYTICS_ENABLED", "false"),
+    }
     if database is not None:
         env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = _async(database)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     log = folder / "server.log"
     process = _started(["server", "start", "--host", host, "--port", str(port)], root, log, env)
     deadline = time.monotonic() + START_SECONDS

@@ -21,7 +21,6 @@ from urllib.parse import quote
 from uuid import UUID
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import State
 from prefect.runtime import flow_run
@@ -74,13 +73,13 @@ def sweep(
     broken off goes on where it was; what is recorded already is not made again.
 
     Args:
-        target: what to bring up to date at each point: a key (lab), stage or group.
-        values: params and their values, such as train.lr=0.1,0.01 or seed=1..5.
-        jobs: points at once.
-        trials: search (with Optuna), and try so many points, instead of all of a grid.
-        metric: the figure that a search makes best.
-        minimize: whether less of it is better.
-        root: the DVC repository; default: the current folder's.
+        target: What to bring up to date at each point: a key (lab), stage or group.
+        values: Params and their values, such as train.lr=0.1,0.01 or seed=1..5.
+        jobs: Points at once.
+        trials: Search (with Optuna), and try so many points, instead of all of a grid.
+        metric: The figure that a search makes best.
+        minimize: Whether less of it is better.
+        root: The DVC repository; default: the current folder's.
 
     Raises:
         flows.graph.GraphError: the pipeline can't be read, the target or a param is unknown, or there is no commit.
@@ -89,11 +88,11 @@ def sweep(
     try:
         done = _swept(folder, target, values, jobs, trials, metric, minimize)
     except GraphError as error:  # a sentence for the user, who needs no traceback with it
-        return Failed(message=str(error), data=error)
+        return server.ending(Failed(message=str(error), data=error))
     if picture := draw(done, folder / ".dvc" / "tmp" / "labdag" / "charts" / f"{quote(target, safe='@')}.png"):
         get_run_logger().info("A chart of it: %s", picture)
-    create_table_artifact(key="sweep", table=done.rows(), description=f"{target}: {', '.join(values)}")
-    return done
+    server.show("sweep", done.rows(), f"{target}: {', '.join(values)}")
+    return server.ending(Completed(data=done))
 
 
 def _swept(
