@@ -29,6 +29,7 @@ from flows.graph import GraphError
 
 FILE = "prefect.yaml"
 POOL = "labdag"
+SOONEST = 10.0  # seconds without a sign of life that Prefect lets an automation act on
 AUTOMATION = "labdag: end runs that died"
 # What is deployed where there is no prefect.yaml.
 DEFAULT = """\
@@ -131,7 +132,7 @@ def end_dead_runs() -> None:
             expect={server.HEARTBEAT, *(f"prefect.flow-run.{name}" for name in ends)},
             posture=Posture.Proactive,
             threshold=1,
-            within=timedelta(seconds=3 * server.heartbeat_seconds()),
+            within=timedelta(seconds=max(SOONEST, 3 * server.heartbeat_seconds())),
         ),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message="it gave no sign of life any more")],
     )

@@ -52,6 +52,7 @@ class Stage:
         upstream: names of the stages whose outputs it reads.
         meta: what its `meta:` block in dvc.yaml says.
         metrics: its metrics files, relative to the repository's root.
+        plots: its files and folders of plots, likewise.
         outs: all that it makes.
         is_run: whether there is anything to run: a command or an import, and it is not frozen. Of others DVC leaves
             the outputs alone, and only records what is there.
@@ -61,6 +62,7 @@ class Stage:
     upstream: tuple[str, ...] = ()
     meta: Meta = field(default_factory=Meta)
     metrics: tuple[str, ...] = ()
+    plots: tuple[str, ...] = ()
     outs: tuple[Out, ...] = ()
     is_run: bool = True
 
@@ -581,6 +583,7 @@ def stages_of(repo: Repo) -> dict[str, Stage]:
             is_run=_is_run(node),
             meta=_meta(node),
             metrics=tuple(relative(repo, out) for out in node.outs if out.metric and out.is_in_repo),
+            plots=tuple(relative(repo, out) for out in node.outs if out.plot and out.is_in_repo),
             outs=tuple(
                 Out(relative(repo, out), bool(out.use_cache), bool(out.persist)) for out in node.outs if out.is_in_repo
             ),

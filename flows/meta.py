@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ class Meta:
             most, with the format of each.
         seed: dotted name of the param that changes the figures by chance alone.
         report: the page that a person will want to open, a path from the repository's root.
+        progress: a regular expression that is found in the lines by which the stage tells how far it has come, with the
+            groups `done` and `total`.
         upstream: a command that prints something else when what the stage fetches from outside has changed, and fails
             if the stage can't take it.
         slots: how much of each resource the stage occupies while it runs (`{cpu: 2, gpu: 1}`).
@@ -37,6 +40,7 @@ class Meta:
     extremes: Mapping[str, str] = field(default_factory=dict)
     seed: str | None = None
     report: str | None = None
+    progress: str | None = None
     upstream: str | None = None
     slots: Mapping[str, int] = field(default_factory=dict)
     timeout: float | None = None
@@ -83,6 +87,13 @@ def _is_summary(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(text, str) for pair in value.items() for text in pair)
 
 
+def _is_progress(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and {"done", "total"} <= set(re.compile(value).groupindex)
+    except re.error:
+        return False
+
+
 def _is_slots(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(name, str) and _is_whole(size) for name, size in value.items())
 
@@ -92,6 +103,11 @@ _SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "extremes": (_is_summary, 'families with the format of each, such as `meta.extremes: {per_class.*.f1: ".2%"}`'),
     "seed": (lambda value: isinstance(value, str), "the name of a param, such as `meta.seed: train.seed`"),
     "report": (lambda value: isinstance(value, str), "the path of a page, such as `meta.report: results/report.html`"),
+    "progress": (
+        _is_progress,
+        "a regular expression with the groups done and total, such as "
+        r"`meta.progress: 'epoch (?P<done>\d+)/(?P<total>\d+)'`",
+    ),
     "upstream": (lambda value: isinstance(value, str), "a command, such as `meta.upstream: md5sum /data/raw.csv`"),
     "slots": (_is_slots, "a whole number for each resource, such as `meta.slots: {cpu: 2, gpu: 1}`"),
     "timeout": (lambda value: _is_seconds(value) and value > 0, "seconds, such as `meta.timeout: 3600`"),

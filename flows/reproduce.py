@@ -25,7 +25,7 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows import compare, graph, server, summary
+from flows import artifacts, compare, graph, server, summary
 from flows.execute import Ending, Executor, Outcome
 from flows.git import GitError, git
 from flows.journal import Journal, Run
@@ -176,10 +176,13 @@ def run_stage(
         outcome = blocked
     else:
         try:
-            outcome = executor.run(stage, force=force, remark=remark, log=get_run_logger().info)
+            with artifacts.Progress(stage, get_run_logger().info) as log:
+                outcome = executor.run(stage, force=force, remark=remark, log=log)
         except graph.GraphError as error:
             outcome = Outcome(stage.name, Ending.FAILED, str(error))
     record(outcome)
+    if outcome.ending not in summary.BAD and outcome.ending is not Ending.UNCHANGED:
+        artifacts.show_pictures(stage, executor.pipeline.root)
     # Skipped is of the type FAILED: of a cancelled task Prefect would not let another one come after.
     state = STATES.get(outcome.ending, Completed)
     return state(name=outcome.ending.value, message=outcome.reason)

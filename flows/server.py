@@ -27,7 +27,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import TERMINAL_STATES, StateType
 from prefect.events import emit_event
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.settings import (
     PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
@@ -124,10 +124,18 @@ def answers() -> bool:
     return False
 
 
+@contextmanager
+def lenient() -> Iterator[None]:
+    """Do without what the UI would show, if the server does not take it now: it is not asked again."""
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), suppress(httpx.HTTPError, PrefectException):
+        yield
+
+
 def show(key: str, table: list[dict[str, Any]], description: str) -> None:
     """Leave a table with the run in the UI, if the server is there."""
     if answers():
-        create_table_artifact(key=key, table=table, description=description)
+        with suppress(httpx.HTTPError, PrefectException):
+            create_table_artifact(key=key, table=table, description=description)
 
 
 def ending(state: State[Any]) -> State[Any]:

@@ -1,0 +1,281 @@
+"""`labdag up`: a server with SQLite and one with PostgreSQL, a worker, schedules, and the end of dead runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from flows import services
+from flows.deployments import read
+from flows.graph import GraphError
+from tests.conftest import copy_project, free_port, is_gone, run, wait_for
+from tests.test_retrain import state_of
+
+TOY = """
+stages:
+  slow: {cmd: 'echo at work > begun; sleep 8; echo 1 > slow.txt', outs: [slow.txt]}
+  last: {cmd: cat slow.txt > last.txt, deps: [slow.txt], outs: [last.txt]}
+"""
+
+
+def need(program: str) -> str:
+    """Where a program is that the project does not install; without it, the test is skipped, but not where all run."""
+    found = shutil.which(program) or next(map(str, Path("/usr/lib/postgresql").glob(f"*/bin/{program}")), None)
+    if found is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"needs {program}")
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a database of a real PostgreSQL."""
+    initdb, server = need("initdb"), need("postgres")
+    folder = Path(f"/tmp/labdag-postgres-{os.getpid()}")
+    folder.mkdir()
+    user: dict[str, Any] = {}
+    if os.geteuid() == 0:  # which PostgreSQL refuses to run as
+        shutil.chown(folder, "nobody")
+        user = {"user": "nobody"}
+    try:
+        subprocess.run(
+            [initdb, "--username=labdag", "--auth=trust", "--no-sync", "--encoding=UTF8", folder / "data"],
+            check=True, stdout=subprocess.DEVNULL, cwd="/", **user,
+        )  # fmt: skip
+        port = free_port()
+        command = [server, "-D", str(folder / "data"), "-p", str(port), "-k", str(folder), "-h", "127.0.0.1", "-F"]
+        with (tmp_path_factory.mktemp("postgres") / "log").open("w") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd="/", **user)
+        try:
+            wait_for(lambda: (folder / f".s.PGSQL.{port}").exists())
+            yield f"postgresql://labdag@127.0.0.1:{port}/postgres"
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(30)
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> list[str]:
+    """What tells `labdag up` which database to take."""
+    return [] if request.param == "sqlite" else ["--database", request.getfixturevalue("postgres")]
+
+
+class Up:
+    """The services of a folder, and its server's API."""
+
+    def __init__(self, folder: Path) -> None:
+        found = services.running(folder)
+        assert found is not None
+        self.folder, self.services, self.api = folder, found, found.api
+
+    def post(self, path: str, **body: Any) -> Any:
+        while True:
+            answer = httpx.post(f"{self.api}/{path}", json=body, timeout=30)
+            if (
+                answer.status_code != httpx.codes.SERVICE_UNAVAILABLE
+            ):  # SQLite is locked: Prefect's client tries again, too
+                return answer.raise_for_status().json()
+            time.sleep(0.5)
+
+    def runs(self, flow: str) -> list[dict[str, Any]]:
+        """All runs of a flow that have begun, the first one first."""
+        found = self.post("flow_runs/filter", sort="EXPECTED_START_TIME_ASC", flows={"name": {"any_": [flow]}})
+        return [each for each in found if each["state"]["type"] != "SCHEDULED"]
+
+    def start(self, deployment: str, **parameters: Any) -> str:
+        """Start a run of a deployment; its id."""
+        found = httpx.get(f"{self.api}/deployments/name/{deployment}").raise_for_status().json()
+        return str(self.post(f"deployments/{found['id']}/create_flow_run", parameters=parameters)["id"])
+
+    def has_ended(self, flow_run: str) -> bool:
+        return self.state(flow_run)["type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
+
+    def state(self, flow_run: str) -> dict[str, Any]:
+        return dict(httpx.get(f"{self.api}/flow_runs/{flow_run}").raise_for_status().json()["state"])
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
+    """Start the services of a folder; they are ended afterwards."""
+    started: list[Path] = []
+
+    def start(folder: Path, *options: str) -> Up:
+        started.append(folder)
+        home = str(tmp_path / "prefect")
+        run("labdag", "up", "--port", str(free_port()), *options, cwd=folder, PREFECT_HOME=home)
+        return Up(folder)
+
+    yield start
+    for folder in started:
+        run("labdag", "down", cwd=folder)
+
+
+@pytest.mark.timeout(600)
+def test_a_schedule_retrains_registers_and_leaves_alone_what_is_unchanged(
+    up: Callable[..., Up], database: list[str], tmp_path: Path
+) -> None:
+    folder = copy_project(tmp_path / "my labs")
+    path = folder / "prefect.yaml"
+    path.write_text(path.read_text().replace('"0 3 * * *"', '"* * * * *"'))
+    run("git", "commit", "--quiet", "--all", "--message", "Retrain every minute", cwd=folder)
+    before = state_of(folder)
+    site = up(folder, *database)
+
+    def ended() -> list[dict[str, Any]]:
+        return [each for each in site.runs("retrain") if each["state"]["type"] == "COMPLETED"]
+
+    wait_for(ended, 200)
+    first = ended()[0]["state"]
+    assert first["name"] == "Registered", first
+    assert first["message"] == "lenet_digits-retrain-1 passed the gate, and is lenet_digits@v0.0.1"
+    seed = run("git", "show", "lenet_digits@v0.0.1:params.yaml", cwd=folder).stdout
+    assert int(re.findall(r"seed: (\d+)", seed.partition("lenet_digits:")[2])[0]) > 1
+    wait_for(lambda: len(ended()) > 1, 150)
+    second = ended()[1]["state"]
+    assert second["name"] == "UpToDate"
+    assert second["message"] == "nothing has changed since lenet_digits-retrain-1, registered as lenet_digits@v0.0.1"
+
+    # A bad override fails with the reason, and leaves the workspace as it was.
+    # (It is cancelled if the schedule's own is at work just then.)
+    for _ in range(5):
+        bad = site.start("retrain/lenet_digits", values=["train.epochs=-1"])
+        wait_for(partial(site.has_ended, bad), 120)
+        if site.state(bad)["type"] == "FAILED":
+            break
+    assert "labs.lenet_digits.train.epochs" in site.state(bad)["message"]
+    assert state_of(folder) == before
+
+
+@pytest.mark.timeout(600)
+def test_a_deployment_runs_and_what_died_is_ended(
+    up: Callable[..., Up], database: list[str], toy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LABDAG_HEARTBEAT_SECONDS", "1")
+    folder = toy(TOY)
+    site = up(folder, *database)
+    lost = site.start("reproduce/pipeline")
+    wait_for((folder / "begun").exists, 90)
+    worker = site.services.worker
+    assert worker is not None
+    family = psutil.Process(worker.pid)
+    for process in [family, *family.children(recursive=True)]:  # the machine is switched off, as it were
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    wait_for(lambda: site.state(lost)["name"] == "Crashed", 90)
+    assert site.state(lost)["message"] == "it gave no sign of life any more"
+
+    site = up(folder, *database)  # which starts the worker anew, and nothing else
+    whole = site.start("reproduce/pipeline", targets=["last"])
+    wait_for(lambda: site.state(whole)["type"] == "COMPLETED", 120)
+    assert (folder / "last.txt").read_text() == "1\n"
+    tasks = site.post("task_runs/filter", flow_runs={"id": {"any_": [whole]}})
+    assert {task["name"]: task["state"]["name"] for task in tasks} == {"slow": "Completed", "last": "Completed"}
+
+    # A run from the terminal is told to the same server; when that is gone, it goes on.
+    (folder / "begun").unlink()
+    with subprocess.Popen(["labdag", "run", "--force"], cwd=folder, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as mine:  # fmt: skip
+        wait_for((folder / "begun").exists, 60)
+        assert len(site.runs("reproduce")) == 3
+        run("labdag", "down", cwd=folder)
+        said, _ = mine.communicate(timeout=120)
+    assert mine.returncode == 0, said
+    assert said.count("does not answer") == 1
+    assert "The run goes on and is recorded in DVC; the UI lags behind." in said
+    assert "2 stages: 2 run, 0 reused" in said
+    assert "Traceback" not in said
+    assert run("dvc", "status", cwd=folder).stdout == "Data and pipelines are up to date.\n"
+
+
+def test_up_and_down(up: Callable[..., Up], toy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "teacher:secret")
+    folder = toy(TOY)
+    site = up(folder)
+    assert httpx.get(f"{site.api}/flows/count").status_code in (401, 405)
+    assert httpx.post(f"{site.api}/flows/count", json={}).status_code == httpx.codes.UNAUTHORIZED
+    assert httpx.post(f"{site.api}/flows/count", json={}, auth=("teacher", "secret")).is_success
+    again = run("labdag", "up", cwd=folder)
+    assert site.services.url in again.stdout
+    assert "starting" not in again.stdout
+    processes = [site.services.server, site.services.worker]
+    listening = [each.laddr for process in processes if process
+                 for each in psutil.Process(process.pid).net_connections() if each.status == "LISTEN"]  # fmt: skip
+    assert {address.ip for address in listening} == {"127.0.0.1"}
+    taken = run("labdag", "up", "--port", site.services.url.rpartition(":")[2], cwd=folder.parent, check=False)
+    assert taken.returncode == 1
+    run("labdag", "down", cwd=folder)
+    assert all(is_gone(process.pid) for process in processes if process)
+    assert run("labdag", "down", cwd=folder).stdout == "Nothing is up here.\n"
+
+
+def test_a_port_that_is_taken_is_told(toy: Callable[..., Path], prefect_server: str) -> None:
+    port = prefect_server.removesuffix("/api").rpartition(":")[2]
+    done = run("labdag", "up", "--port", port, cwd=toy(TOY), check=False)
+    assert done.returncode == 1
+    assert f"Error: No server can be started at 127.0.0.1, port {port}" in done.stderr
+
+
+def test_serve_runs_deployments_without_a_worker(
+    toy: Callable[..., Path], prefect_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = toy(TOY.replace("sleep 8", "sleep 0"))
+    assert "Error: There is no server to serve for" in run("labdag", "serve", cwd=folder, check=False).stderr
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+    with subprocess.Popen(["labdag", "serve"], cwd=folder, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.DEVNULL) as serving:  # fmt: skip
+        try:
+            address = f"{prefect_server}/deployments/name/reproduce/pipeline"
+            wait_for(lambda: httpx.get(address).is_success, 60)
+            deployment = httpx.get(address).json()["id"]
+            made = httpx.post(f"{prefect_server}/deployments/{deployment}/create_flow_run", json={}).json()["id"]
+            wait_for(
+                lambda: httpx.get(f"{prefect_server}/flow_runs/{made}").json()["state"]["type"] == "COMPLETED", 120
+            )
+        finally:
+            serving.send_signal(signal.SIGINT)
+            serving.wait(60)
+    assert (folder / "last.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("deployments: []", "has no deployments"),
+        ("a: [", "is no YAML"),
+        ("deployments: [{name: a}]", "deployments[0].entrypoint is missing"),
+        ("deployments: [{name: a, entrypoint: flows.retrain.nothing}]", "should be a module and the flow in it"),
+        ("deployments: [{name: a, entrypoint: nothing}]", "should be a module and the flow in it"),
+    ],
+)
+def test_a_prefect_yaml_that_is_wrong_is_told(text: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "prefect.yaml").write_text(text)
+    with pytest.raises(GraphError, match=re.escape(sentence)):
+        read(tmp_path)
+
+
+def test_every_parameter_of_a_flow_is_described() -> None:
+    from prefect.utilities.callables import parameter_schema
+
+    from flows.reproduce import reproduce
+    from flows.retrain import retrain
+    from flows.sweep import sweep
+
+    for flow in (reproduce, retrain, sweep):
+        schema = parameter_schema(flow.fn).properties
+        assert all(entry.get("description", "").endswith(".") for entry in schema.values()), json.dumps(schema)
