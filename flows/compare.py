@@ -262,7 +262,7 @@ def printed(line: Line) -> tuple[str, str, str, str]:
     if line.is_chance is not None:
         how = "within" if line.is_chance else "more than"
         noise = line.noise or 0.0
-        most, deviation = _size(WIDE * noise, line.style), _size(noise, line.style)
+        most, deviation = size(WIDE * noise, line.style), size(noise, line.style)
         remark = f"{how} the noise of the seed, up to {most} (± {deviation} over {line.repeats} runs)"
     return old, new, change, remark
 
@@ -277,7 +277,8 @@ def styled(value: Any, style: str) -> str:
         return str(value)
 
 
-def _size(value: float, style: str) -> str:
+def size(value: float, style: str) -> str:
+    """How large a difference is, of values in a format."""
     if style.endswith("%"):
         return f"{format(value, style)[:-1]} points"
     return f"{value:.3g}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flows.compare import WIDE, is_number, styled
+from flows.compare import WIDE, is_number, size, styled
 from flows.graph import GraphError
 
 BLOCK = "retrain"
@@ -138,7 +138,7 @@ def _loss(
         name: champion[name] - now[name] for name in names if is_number(now[name]) and is_number(champion.get(name))
     }
     gone = [name for name in fnmatch.filter(champion, pattern) if name not in losses]
-    asked = f"{pattern} loses no more than {styled(most, style)}"
+    asked = f"{pattern} loses no more than {size(most, style)}"
     if gone:
         return Check(asked, f"{gone[0]} is not there any more", is_met=False)
     if not losses:
@@ -163,8 +163,8 @@ def _is_better(
         return Check(f"{name} {word} than the champion's, beyond the seed's noise", f"{told}; {unknown}", is_met=False)
     gain = old - value if gate.less_is_better else value - old
     runs = f" over {known[1]} runs" if known else ", as params.yaml says"
-    asked = f"{name} {word} than the champion's by over {styled(WIDE * spread, style)}"
-    return Check(asked, f"{told} (noise of the seed: ± {styled(spread, style)}{runs})", gain > WIDE * spread)
+    asked = f"{name} {word} than the champion's by over {size(WIDE * spread, style)}"
+    return Check(asked, f"{told} (noise of the seed: ± {size(spread, style)}{runs})", gain > WIDE * spread)
 
 
 def _figure(where: str, name: str, now: Mapping[str, Any]) -> float:

@@ -116,12 +116,11 @@ def about(error: RuntimeError) -> str | None:
 
 def answers() -> bool:
     """Whether the server is there."""
-    url = get_current_settings().api.url
-    if url is None:
+    if get_current_settings().api.url is None:
         return True  # a temporary one lives as long as this process
-    with suppress(httpx.HTTPError):
-        return httpx.get(f"{url}/health", timeout=LOOK_SECONDS * 3).is_success
-    return False
+    # Prefect's client knows of certificates and passwords.
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
+        return client.api_healthcheck() is None
 
 
 @contextmanager

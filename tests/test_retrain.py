@@ -151,7 +151,7 @@ def test_what_passes_the_gate_is_registered_and_what_is_unchanged_is_left_alone(
     assert why in worse.stdout
     assert "class.b 80.0% → 55.0%" in worse.stdout
     chance = retrain(repository, "-S", "seed=fresh", "-S", "lr=2.2")
-    assert "accuracy more than the champion's by over 2.8%: 70.0% → 72.0%" in chance.stdout
+    assert "accuracy more than the champion's by over 2.8 points: 70.0% → 72.0%" in chance.stdout
     better = retrain(repository, "-S", "seed=fresh", "-S", "lr=2.4")
     assert "Registered: train-retrain-4 passed the gate, and is digits@v0.0.2" in better.stdout
     assert state_of(repository) == before
