@@ -498,6 +498,8 @@ def up(
         declared = deployments.read(root)
         deployments.deploy(root, found.api, services.place(root))
         if found.worker is None or not found.worker.alive():
+            if count := deployments.end_orphans():
+                print(f"{count} runs of a worker that had ended are marked Crashed")
             print("starting the worker ...", flush=True)
             found = services.start_worker(root, found, deployments.POOL)
     except BaseException:

@@ -14,11 +14,19 @@ from typing import Any
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, StateType
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events import AutomationCore, EventTrigger, Posture
 from prefect.events.actions import ChangeFlowRunState
+from prefect.states import Crashed
 from prefect.types.entrypoint import EntrypointType
 from prefect.workers.process import ProcessWorker
 from ruamel.yaml import YAML
@@ -29,6 +37,7 @@ from flows.graph import GraphError
 
 FILE = "prefect.yaml"
 POOL = "labdag"
+UNENDED = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 SOONEST = 10.0  # seconds without a sign of life that Prefect lets an automation act on
 AUTOMATION = "labdag: end runs that died"
 # What is deployed where there is no prefect.yaml.
@@ -140,6 +149,17 @@ def end_dead_runs() -> None:
         for known in client.read_automations_by_name(AUTOMATION):
             client.delete_automation(known.id)
         client.create_automation(wanted)
+
+
+def end_orphans() -> int:
+    """Mark the pool's runs that have not ended as Crashed, for when no worker of it is alive; tells how many."""
+    unended = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNENDED)))
+    pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL]))
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_runs(flow_run_filter=unended, work_pool_filter=pool)
+        for run in found:
+            client.set_flow_run_state(run.id, Crashed(message="its worker had ended"))
+    return len(found)
 
 
 def served(found: list[Deployment]) -> Iterator[RunnerDeployment]:

@@ -109,6 +109,9 @@ def start_server(root: Path, host: str, port: int, database: str | None) -> Serv
     env = {
         # Where the UI's pages, in a browser, look for the API; whoever puts a proxy in front sets another address.
         "PREFECT_UI_API_URL": os.environ.get("PREFECT_UI_API_URL", f"{url}/api"),
+        # A run holds its deployment's concurrency slot by a lease. In memory, Prefect's default, leases are lost with
+        # the server, and the slot of a run that died is never free again.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_SERVER_ANALYTICS_ENABLED": os.environ.get("PREFECT_SERVER_ANALYTICS_ENABLED", "false"),
     }
     if database is not None:

@@ -100,8 +100,11 @@ class Up:
 
     def start(self, deployment: str, **parameters: Any) -> str:
         """Start a run of a deployment; its id."""
-        found = httpx.get(f"{self.api}/deployments/name/{deployment}").raise_for_status().json()
-        return str(self.post(f"deployments/{found['id']}/create_flow_run", parameters=parameters)["id"])
+        return str(self.post(f"deployments/{self.deployment(deployment)}/create_flow_run", parameters=parameters)["id"])
+
+    def deployment(self, name: str) -> str:
+        """A deployment's id."""
+        return str(httpx.get(f"{self.api}/deployments/name/{name}").raise_for_status().json()["id"])
 
     def has_ended(self, flow_run: str) -> bool:
         return self.state(flow_run)["type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
@@ -187,12 +190,21 @@ def test_a_deployment_runs_and_what_died_is_ended(
     tasks = site.post("task_runs/filter", flow_runs={"id": {"any_": [whole]}})
     assert {task["name"]: task["state"]["name"] for task in tasks} == {"slow": "Completed", "last": "Completed"}
 
+    # The worker ends just as it has taken a run: that would hold its deployment's slot for ever.
+    worker = site.services.worker
+    assert worker is not None
+    psutil.Process(worker.pid).kill()
+    pending = site.start("reproduce/pipeline")
+    site.post(f"flow_runs/{pending}/set_state", state={"type": "PENDING"}, force=True)
+    up(folder, *database)
+    assert site.state(pending)["message"] == "its worker had ended"
+
     # A run from the terminal is told to the same server; when that is gone, it goes on.
     (folder / "begun").unlink()
     with subprocess.Popen(["labdag", "run", "--force"], cwd=folder, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as mine:  # fmt: skip
         wait_for((folder / "begun").exists, 60)
-        assert len(site.runs("reproduce")) == 3
+        assert len(site.runs("reproduce")) == 4
         run("labdag", "down", cwd=folder)
         said, _ = mine.communicate(timeout=120)
     assert mine.returncode == 0, said
