@@ -603,6 +603,15 @@ def flat(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, list(values) if isinstance(values, tuple) else values
 
 
+def near_remotes(root: Path) -> dict[str, Path]:
+    """DVC's remotes that are declared by a path relative to the repository at `root`: where each is, by its name."""
+    from dvc.config import Config
+    from dvc.config_schema import RelPath
+
+    remotes = Config(str(root / ".dvc"))["remote"]
+    return {name: Path(each["url"]) for name, each in remotes.items() if isinstance(each.get("url"), RelPath)}
+
+
 def _is_run(node: Any) -> bool:
     return bool(node.cmd or node.is_import) and not node.frozen
 

@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.git import git
 from flows.graph import GraphError
 
 UNKNOWN = "Cannot find artifact"
@@ -51,6 +52,12 @@ def versions(top: Path, model: str) -> list[Version]:
         for each in json.loads(done.stdout)
         if each["registrations"] and each["is_active"]
     ]
+
+
+def was_registered(top: Path, model: str, commit: str) -> bool:
+    """Whether a commit ever was a version of a model, though that may have been taken back (`gto deprecate`)."""
+    start = f"{model.replace(':', '=')}@v"  # as GTO writes a tag
+    return any(tag.startswith(start) for tag in git(top, "tag", "--points-at", commit).split())
 
 
 def register(top: Path, model: str, commit: str, message: str) -> Version:

@@ -34,7 +34,7 @@ from flows.gate import read as read_gate
 from flows.git import GitError, git, top
 from flows.graph import GraphError, Pipeline, Stage, find_root
 from flows.points import Point, Setting, Span, read, settings, write
-from flows.registry import Version, register, versions
+from flows.registry import Version, register, versions, was_registered
 from flows.reproduce import RunCancelledError, StageFailedError, reproduce
 from flows.revisions import EXPERIMENTS, WORKSPACE, History, Revision
 from flows.targets import results, select
@@ -408,10 +408,12 @@ class _Work:
     def _known(self, record: _Past, model: str, copy: Path) -> Retraining:
         """Nothing is to be done, but for a version that a run which was killed has not registered."""
         version = next((v for v in versions(top(copy), model) if v.commit == record.commit), None)
-        if record.passed and version is None:
+        if record.passed and not was_registered(top(copy), model, record.commit):
             self.log(f"{record.name} had passed the gate, and was not registered yet.")
             return self._register(record, model, copy)
         how = f"registered as {version.tag}" if version else "which did not pass the gate"
+        if record.passed and version is None:
+            how = "whose version was taken back"
         reason = f"nothing has changed since {record.name}, {how}"
         return Retraining(Ending.UP_TO_DATE, reason, record.name, version.name if version else None)
 

@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import httpx
 import psutil
 
 from flows.files import replace
@@ -95,6 +94,8 @@ def start_server(root: Path, host: str, port: int, database: str | None) -> Serv
     Raises:
         GraphError: the port is taken, or the server does not start.
     """
+    import httpx  # here, for `running` is asked by every command
+
     folder = place(root)
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:

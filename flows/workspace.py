@@ -14,7 +14,7 @@ from pathlib import Path
 from flows.files import remove
 from flows.git import GitError, git
 from flows.git import top as git_top
-from flows.graph import GraphError, Pipeline
+from flows.graph import GraphError, Pipeline, near_remotes
 from flows.revisions import EXPERIMENT, EXPERIMENTS
 
 CACHE = ".dvc/cache"  # of the copy
@@ -137,6 +137,8 @@ def at_commit(root: Path, commit: str, place: Path) -> Path:
         raise GraphError(f"The commit {commit[:7]} has no DVC repository; commit what `dvc init` has made.")
     _copy(root / ".dvc" / "config.local", copy / ".dvc" / "config.local")
     configure(copy, "cache.dir", str((root / cache).absolute()))
+    for name, path in near_remotes(copy).items():
+        configure(copy, f"remote.{name}.url", os.path.normpath(root / os.path.relpath(path, copy)))
     return copy
 
 

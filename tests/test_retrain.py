@@ -16,6 +16,7 @@ import pytest
 
 from flows.gate import Gate, judge, read
 from flows.graph import GraphError
+from flows.registry import register, versions, was_registered
 from tests.conftest import run, wait_for
 
 PIPELINE = """
@@ -76,7 +77,7 @@ def repository(toy: Callable[..., Path], prefect_server: str, tmp_path: Path, mo
     (tmp_path / "source").write_text("one")
     (tmp_path / "runs").touch()
     folder = toy(PIPELINE, **{"params.yaml": PARAMS, "log.py": LOG})
-    run("dvc", "remote", "add", "--quiet", "--default", "store", tmp_path / "store", cwd=folder)
+    run("dvc", "remote", "add", "--quiet", "--default", "store", "../store", cwd=folder)
     run("git", "commit", "--quiet", "--all", "--message", "Add a remote", cwd=folder)
     return folder
 
@@ -239,6 +240,26 @@ def test_an_import_is_brought_up_to_date(repository: Path, tmp_path: Path) -> No
     recorded = run("git", "for-each-ref", "--format=%(refname)", "refs/exps", cwd=repository).stdout.split()
     new = next(ref for ref in recorded if ref.endswith("retrain-2"))
     assert run("git", "diff", "--name-only", "HEAD", new, "--", "table.csv.dvc", cwd=repository).stdout
+
+
+def test_versions_are_numbered_and_can_be_taken_back(repository: Path) -> None:
+    def commit(text: str) -> str:
+        (repository / "note").write_text(text)
+        run("git", "add", "note", cwd=repository)
+        run("git", "commit", "--quiet", "--message", text, cwd=repository)
+        return run("git", "rev-parse", "HEAD", cwd=repository).stdout.strip()
+
+    assert versions(repository, "sub:digits") == []
+    commits = [commit(str(number)) for number in range(11)]
+    made = [register(repository, "sub:digits", each, "good") for each in commits]
+    assert made[-1].tag == "sub=digits@v0.0.11"
+    assert [each.name for each in versions(repository, "sub:digits")][:2] == ["v0.0.11", "v0.0.10"]
+    with pytest.raises(GraphError, match="already registered"):
+        register(repository, "sub:digits", commits[0], "again")
+    run("gto", "deprecate", "sub:digits", "v0.0.11", cwd=repository)
+    assert versions(repository, "sub:digits")[0].name == "v0.0.10"
+    assert was_registered(repository, "sub:digits", commits[-1])
+    assert not was_registered(repository, "digits", commits[-1])
 
 
 @pytest.mark.parametrize(
