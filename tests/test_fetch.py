@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,8 @@ import pytest
 from tenacity import wait_none
 
 from stages.datasets import fetch as fetching
-from stages.datasets.fetch import fetch
+from stages.datasets import upstream
+from stages.datasets.fetch import ChangedError, fetch
 from stages.datasets.sources import Archive
 from stages.program.options import UserError
 from tests.misbehaving import Server, serving
@@ -141,3 +143,36 @@ def test_a_wrong_time_limit_is_told(
     monkeypatch.setenv("LABDAG_DOWNLOAD_SECONDS", limit)
     with pytest.raises(UserError, match=f"LABDAG_DOWNLOAD_SECONDS is '{limit}'"):
         fetch(archive(f"{server.url}/good/x"), tmp_path)
+
+
+def looked_at(folder: Path, **source: Any) -> None:
+    """Look at what is upstream of a dataset of one's own images."""
+    block = {"kind": "image_folder", "size": [8, 8], "color": "grey", "test_fraction": 0.5, **source}
+    (folder / "params.yaml").write_text(json.dumps({"datasets": {"photos": block}}))
+    upstream.main("photos")
+
+
+def test_an_archive_that_changed_upstream_is_noticed_by_its_checksum(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    looked_at(tmp_path, path=f"{server.url}/good/photos.zip", sha256=digest)
+    assert capsys.readouterr().out == f"photos.zip sha256 {digest}\n"
+    with pytest.raises(ChangedError, match="wrong checksum"):
+        looked_at(tmp_path, path=f"{server.url}/corrupted/photos.zip", sha256=digest)
+    looked_at(tmp_path, path=f"{server.url}/404/photos.zip", sha256=digest)  # it is not there just now: no news
+    assert "not checked: could not get photos.zip" in capsys.readouterr().err
+
+
+def test_images_on_this_machine_that_changed_are_noticed_by_their_checksum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos = tmp_path / "photos.zip"
+    photos.write_bytes(CONTENT)
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    looked_at(tmp_path, path=str(photos), sha256=digest)
+    photos.write_bytes(CONTENT[:-1])
+    with pytest.raises(UserError, match=r"datasets\.photos\.sha256 is"):
+        looked_at(tmp_path, path=str(photos), sha256=digest)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from stages.datasets.fetch import ChangedError, fetch
@@ -28,7 +29,8 @@ def main(dataset: str) -> None:
     with blame(where), tempfile.TemporaryDirectory() as folder:
         for archive in module.archives(source):
             try:
-                fetch(archive, Path(folder))
+                with redirect_stdout(sys.stderr):  # from where it came is no part of what is printed
+                    fetch(archive, Path(folder))
             except ChangedError:
                 raise
             except UserError as error:
