@@ -215,12 +215,12 @@ class _Work:
         """A clone at the commit, gone at the end; one that a killed run with the same parameters has left goes on."""
         place = self.root / ".dvc" / "tmp" / "labdag" / "retrain" / quote(self.target, safe="@")
         place.parent.mkdir(parents=True, exist_ok=True)
-        with place.with_suffix(".lock").open("w") as lock:
+        with place.with_name(f"{place.name}.lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise GraphError(f"Another retraining of {self.target} is at work; wait for its end.") from None
-            ready = place.with_suffix(".ready")
+            ready = place.with_name(f"{place.name}.ready")
             now = json.dumps([commit, self.values])
             try:
                 if not ready.exists() or ready.read_text(encoding="utf-8") != now:
@@ -264,10 +264,7 @@ class _Work:
             if values:
                 write(copy, Point(self.target, values))
                 self.log(f"Set {', '.join(f'{name}={value}' for name, value in values.items())}")
-        changed = [name for name, sign in seen.items() if past and past[-1].upstream.get(name, sign) != sign]
-        for name in changed:
-            self.log(f"{name}: what it fetches has changed upstream; it is fetched anew.")
-            server.call(reproduce, targets=[name], force=True, jobs=self.jobs, root=str(copy))
+        self._fetch(seen, past[-1].upstream if past else {}, copy)
         server.call(reproduce, targets=[self.target], jobs=self.jobs, pull=self.pull, root=str(copy))
         with History(copy) as history:
             champion = next(iter(versions(top(copy), model)), None)
@@ -365,6 +362,25 @@ class _Work:
                     self.log(f"{name}: {line}")
                 found[name] = hashlib.sha256(done.stdout.encode()).hexdigest()[:DIGITS]
         return found
+
+    def _fetch(self, seen: Mapping[str, str], before: Mapping[str, str], copy: Path) -> None:
+        """Run anew what fetches something that has changed upstream, or of which that is not known.
+
+        Args:
+            seen: what is there upstream, by stage.
+            before: what was there when it was fetched last.
+            copy: the clone.
+        """
+        note = copy / ".dvc" / "tmp" / "labdag" / "fetched.json"  # by a run with the same parameters that was killed
+        done = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+        for name, sign in seen.items():
+            if sign in (before.get(name), done.get(name)):
+                continue
+            why = "has changed upstream" if name in before else "may have changed upstream since it was fetched last"
+            self.log(f"{name}: what it fetches {why}; it is fetched anew.")
+            server.call(reproduce, targets=[name], force=True, jobs=self.jobs, root=str(copy))
+            done[name] = sign
+            replace(note, json.dumps(done), note.parent)
 
     def _check_out(self, stages: Mapping[str, Stage], copy: Path) -> None:
         """Bring in the clone what DVC tracks and no stage makes."""

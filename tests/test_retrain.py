@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -180,7 +181,11 @@ def test_a_failure_leaves_no_trace_and_raises_an_event(repository: Path, prefect
 
 
 def test_data_that_changed_upstream_are_fetched_anew(repository: Path, tmp_path: Path) -> None:
+    run("dvc", "repro", "fetch", cwd=repository)
+    (tmp_path / "source").write_text("since then")
+    (tmp_path / "runs").write_text("")
     assert "Registered" in retrain(repository, "-S", "lr=2.0").stdout
+    assert [line.split()[0] for line in runs(repository)] == ["fetch", "train"]
     (tmp_path / "source").write_text("two")
     changed = retrain(repository, "-S", "lr=2.0")
     assert "fetch: what it fetches has changed upstream; it is fetched anew." in changed.stderr
@@ -193,15 +198,15 @@ def test_data_that_changed_upstream_are_fetched_anew(repository: Path, tmp_path:
 
 def test_a_retraining_that_was_killed_goes_on_with_the_same_seed(repository: Path) -> None:
     command = ["labdag", "retrain", "train", "-S", "seed=fresh", "-S", "lr=3.0"]
-    with subprocess.Popen(command, cwd=repository, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                          start_new_session=True) as killed:  # fmt: skip
+    with subprocess.Popen(command, cwd=repository, env=os.environ | {"TAKES": "20"}, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.DEVNULL, start_new_session=True) as killed:  # fmt: skip
         try:
-            wait_for(lambda: len(runs(repository)) >= 1, 60)
+            wait_for(lambda: len(runs(repository)) == 2, 60)
         finally:
             killed.send_signal(signal.SIGKILL)
     done = retrain(repository, "-S", "seed=fresh", "-S", "lr=3.0")
     assert "Registered: train-retrain-1" in done.stdout, done.stderr
-    assert [line.split()[0] for line in runs(repository)].count("fetch") == 1
+    assert [line.split()[0] for line in runs(repository)] == ["fetch", "train", "train"]
     assert len({line.split()[1] for line in runs(repository)}) == 1
 
 
