@@ -104,13 +104,13 @@ class Up:
 
     def deployment(self, name: str) -> str:
         """A deployment's id."""
-        return str(httpx.get(f"{self.api}/deployments/name/{name}").raise_for_status().json()["id"])
+        return str(httpx.get(f"{self.api}/deployments/name/{name}", timeout=60).raise_for_status().json()["id"])
 
     def has_ended(self, flow_run: str) -> bool:
         return self.state(flow_run)["type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
 
     def state(self, flow_run: str) -> dict[str, Any]:
-        return dict(httpx.get(f"{self.api}/flow_runs/{flow_run}").raise_for_status().json()["state"])
+        return dict(httpx.get(f"{self.api}/flow_runs/{flow_run}", timeout=60).raise_for_status().json()["state"])
 
 
 @pytest.fixture
@@ -254,11 +254,16 @@ def test_serve_runs_deployments_without_a_worker(
                           stderr=subprocess.DEVNULL) as serving:  # fmt: skip
         try:
             address = f"{prefect_server}/deployments/name/reproduce/pipeline"
-            wait_for(lambda: httpx.get(address).is_success, 60)
-            deployment = httpx.get(address).json()["id"]
-            made = httpx.post(f"{prefect_server}/deployments/{deployment}/create_flow_run", json={}).json()["id"]
+            wait_for(lambda: httpx.get(address, timeout=60).is_success, 60)
+            deployment = httpx.get(address, timeout=60).json()["id"]
+            made = httpx.post(f"{prefect_server}/deployments/{deployment}/create_flow_run", json={}, timeout=60).json()[
+                "id"
+            ]
             wait_for(
-                lambda: httpx.get(f"{prefect_server}/flow_runs/{made}").json()["state"]["type"] == "COMPLETED", 120
+                lambda: (
+                    httpx.get(f"{prefect_server}/flow_runs/{made}", timeout=60).json()["state"]["type"] == "COMPLETED"
+                ),
+                120,
             )
         finally:
             serving.send_signal(signal.SIGINT)
