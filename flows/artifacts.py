@@ -56,7 +56,10 @@ class Progress:
         found = self._pattern.search(line) if self._pattern else None
         if found is None:
             return
-        done, total = float(found["done"]), float(found["total"])
+        try:
+            done, total = float(found["done"]), float(found["total"])
+        except (TypeError, ValueError):  # a group that is no number, or was not in the line
+            return
         with self._news:
             self._latest = (min(100.0, 100 * done / total) if total > 0 else 0.0, line)
             self._news.notify()

@@ -488,6 +488,7 @@ def up(
     from flows import services
 
     found = services.running(root)
+    is_new = found is None
     if found is None:
         print("starting the server ...", flush=True)
         found = services.start_server(root, host, port, database)
@@ -503,7 +504,8 @@ def up(
             print("starting the worker ...", flush=True)
             found = services.start_worker(root, found, deployments.POOL)
     except BaseException:
-        services.stop(root, lambda _: None)
+        if is_new:  # what was up before, and the runs that it has, stay
+            services.stop(root, lambda _: None)
         raise
     assert found.worker is not None
     print(f"UI           {found.url}")
@@ -799,7 +801,9 @@ def _print(rows: list[dict[str, str]], as_is: Container[str] = ()) -> None:
 
 def _fail(message: str) -> None:
     print(f"Error: {message}", file=sys.stderr)
-    sys.exit(1)
+    end = SystemExit(1)
+    _leave(end)
+    raise end
 
 
 if __name__ == "__main__":

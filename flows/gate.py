@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -143,8 +144,10 @@ def _loss(
         return Check(asked, f"{gone[0]} is not there any more", is_met=False)
     if not losses:
         return Check(asked, "the champion has none", is_met=True)
-    name, loss = max(losses.items(), key=lambda pair: pair[1])
+    name, loss = max(losses.items(), key=lambda pair: math.inf if math.isnan(pair[1]) else pair[1])
     told = f"{name} {styled(champion[name], style)} → {styled(now[name], style)}"
+    if math.isnan(loss):
+        return Check(asked, told, is_met=False)
     return Check(asked, told if loss > 0 else f"none lost; {told}", loss <= most)
 
 

@@ -223,7 +223,7 @@ class _Work:
             ready = place.with_name(f"{place.name}.ready")
             now = json.dumps([commit, self.values])
             try:
-                if not ready.exists() or ready.read_text(encoding="utf-8") != now:
+                if not place.exists() or not ready.exists() or ready.read_text(encoding="utf-8") != now:
                     remove(ready)
                     remove(place)
                     at_commit(self.root, commit, place)

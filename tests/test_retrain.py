@@ -293,6 +293,7 @@ def test_a_gate_that_is_wrong_is_told(block: Any, sentence: str) -> None:
         (Gate(may_lose={"c.*": 0.1}), {"c.a": 0.5, "c.b": 0.89}, {}, [True]),
         (Gate(may_lose={"c.*": 0.1}), {"c.a": 0.5, "c.b": 0.91}, {}, [False]),
         (Gate(may_lose={"c.*": 0.1}), {"c.a": 0.5, "c.gone": 0.91}, {}, [False]),
+        (Gate(may_lose={"*": 1.0}), {"accuracy": 0.9, "bad": 0.5, "c.a": 0.5}, {}, [False]),  # nan is a loss
         (Gate(better="accuracy"), {"accuracy": 0.8}, {"accuracy": (0.03, 3)}, [True]),
         (Gate(better="accuracy"), {"accuracy": 0.8}, {"accuracy": (0.04, 3)}, [False]),
         (Gate(better="accuracy", noise=0.01), {"accuracy": 0.8}, {"accuracy": (0.04, 3)}, [False]),

@@ -226,6 +226,10 @@ def test_up_and_down(up: Callable[..., Up], toy: Callable[..., Path], monkeypatc
     again = run("labdag", "up", cwd=folder)
     assert site.services.url in again.stdout
     assert "starting" not in again.stdout
+    (folder / "prefect.yaml").write_text("deployments: [{name: a}]")  # what is up stays up
+    assert "entrypoint is missing" in run("labdag", "up", cwd=folder, check=False).stderr
+    (folder / "prefect.yaml").unlink()
+    assert services.running(folder) == site.services
     processes = [site.services.server, site.services.worker]
     listening = [each.laddr for process in processes if process
                  for each in psutil.Process(process.pid).net_connections() if each.status == "LISTEN"]  # fmt: skip
