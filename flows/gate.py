@@ -28,6 +28,9 @@ class Gate(BaseModel):
     may_lose: dict[str, float] = Field(
         default={}, description="Figures, `*` for any part of a name, and what each may at most lose to the champion's."
     )
+    may_rise: dict[str, float] = Field(
+        default={}, description="Likewise for figures of which less is better: what each may at most be above it."
+    )
     better: str | None = Field(
         default=None, description="A figure that must be better than the champion's by more than the seed's noise."
     )
@@ -71,7 +74,7 @@ def read(params: Any, target: str) -> Gate:
         gate = Gate.model_validate(blocks[target])
     except ValidationError as error:
         raise GraphError("\n".join(f"{where}{_faulty(fault)}" for fault in error.errors())) from None
-    if not (gate.minimum or gate.maximum or gate.may_lose or gate.better):
+    if not (gate.minimum or gate.maximum or gate.may_lose or gate.may_rise or gate.better):
         raise GraphError(f"{where} asks for nothing; let it ask for something, such as `{EXAMPLE}`.")
     return gate
 
@@ -105,17 +108,32 @@ def judge(
         GraphError: the gate asks for a figure that the metrics don't have.
     """
     checks = list(_bounds(gate, now, styles))
-    for pattern, most in gate.may_lose.items():
-        names = fnmatch.filter(now, pattern)
-        if not names:
-            raise GraphError(_no_figure(f"may_lose.{pattern}", pattern, now))
-        if champion is not None:
-            checks.append(_loss(pattern, most, names, now, champion, styles))
+    for key, bounds in (("may_lose", gate.may_lose), ("may_rise", gate.may_rise)):
+        for pattern, most in bounds.items():
+            names = fnmatch.filter(now, pattern)
+            if not any(is_number(now[name]) for name in names):
+                raise GraphError(_no_figure(f"{key}.{pattern}", pattern, now))
+            style = next((style for known, style in styles.items() if fnmatch.fnmatchcase(names[0], known)), "")
+            how = "loses" if key == "may_lose" else "rises by"
+            asked = f"{pattern} {how} no more than {size(most, style)}"
+            if champion is None:
+                checks.append(_is_first(asked, {name: now[name] for name in names if is_number(now[name])}, style))
+            else:
+                checks.append(_change(asked, pattern, most, key == "may_rise", now, champion, style))
     if gate.better:
         value = _figure(f"better: {gate.better}", gate.better, now)
-        if champion is not None:
-            checks.append(_is_better(gate, value, champion, noise.get(gate.better), styles.get(gate.better, "")))
+        style = styles.get(gate.better, "")
+        if champion is None:
+            checks.append(_is_first(f"{gate.better} better than the champion's", {gate.better: value}, style))
+        else:
+            checks.append(_is_better(gate, value, champion, noise.get(gate.better), style))
     return checks
+
+
+def _is_first(asked: str, values: Mapping[str, float], style: str) -> Check:
+    """Where there is no champion yet, it is enough that there are figures at all."""
+    name, value = next((pair for pair in values.items() if math.isnan(pair[1])), next(iter(values.items())))
+    return Check(asked, f"{name} is {styled(value, style)}; there is no champion yet", not math.isnan(value))
 
 
 def _bounds(gate: Gate, now: Mapping[str, Any], styles: Mapping[str, str]) -> Iterator[Check]:
@@ -126,29 +144,33 @@ def _bounds(gate: Gate, now: Mapping[str, Any], styles: Mapping[str, str]) -> It
             yield Check(f"{name} {sign} {styled(bound, style)}", styled(value, style), is_met)
 
 
-def _loss(
+def _change(
+    asked: str,
     pattern: str,
     most: float,
-    names: list[str],
+    is_rise: bool,
     now: Mapping[str, Any],
     champion: Mapping[str, Any],
-    styles: Mapping[str, str],
+    style: str,
 ) -> Check:
-    style = next((style for known, style in styles.items() if fnmatch.fnmatchcase(names[0], known)), "")
-    losses = {
-        name: champion[name] - now[name] for name in names if is_number(now[name]) and is_number(champion.get(name))
+    """How much worse than the champion's the worst of some figures is."""
+    sign = 1 if is_rise else -1
+    changes = {
+        name: sign * (now[name] - champion[name])
+        for name in fnmatch.filter(now, pattern)
+        if is_number(now[name]) and is_number(champion.get(name))
     }
-    gone = [name for name in fnmatch.filter(champion, pattern) if name not in losses]
-    asked = f"{pattern} loses no more than {size(most, style)}"
+    gone = [name for name in fnmatch.filter(champion, pattern) if name not in changes]
     if gone:
         return Check(asked, f"{gone[0]} is not there any more", is_met=False)
-    if not losses:
+    if not changes:
         return Check(asked, "the champion has none", is_met=True)
-    name, loss = max(losses.items(), key=lambda pair: math.inf if math.isnan(pair[1]) else pair[1])
+    name, change = max(changes.items(), key=lambda pair: math.inf if math.isnan(pair[1]) else pair[1])
     told = f"{name} {styled(champion[name], style)} → {styled(now[name], style)}"
-    if math.isnan(loss):
+    if math.isnan(change):
         return Check(asked, told, is_met=False)
-    return Check(asked, told if loss > 0 else f"none lost; {told}", loss <= most)
+    none = "none rose" if is_rise else "none lost"
+    return Check(asked, told if change > 0 else f"{none}; {told}", change <= most)
 
 
 def _is_better(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class GitError(Exception):
-    """A git command failed; the text is what it said last."""
+    """A git command failed; the text is why, as git says it."""
 
 
 def git(folder: Path, *arguments: str | Path, env: Mapping[str, str] | None = None, text: str = "") -> str:
@@ -36,9 +36,16 @@ def git(folder: Path, *arguments: str | Path, env: Mapping[str, str] | None = No
     except FileNotFoundError:
         raise GitError("git is not installed") from None
     if done.returncode != 0:
-        said = os.fsdecode(done.stderr).strip() or f"git {arguments[0]} failed"
-        raise GitError(said.splitlines()[-1].removeprefix("fatal: "))
+        raise GitError(_reason(os.fsdecode(done.stderr)) or f"git {arguments[0]} failed")
     return os.fsdecode(done.stdout)
+
+
+def _reason(said: str) -> str:
+    """Why a git command failed: what it refused, or its last words that are not a hint."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith("hint: ")]
+    refused = next((line for line in told if line.startswith("! ")), None) or (told or lines or [""])[-1]
+    return refused.removeprefix("! ").removeprefix("fatal: ").removeprefix("error: ")
 
 
 def top(folder: Path) -> Path:

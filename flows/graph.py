@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -300,15 +301,35 @@ class Pipeline:
                     if isinstance(dep, ParamsDependency):
                         values = flat(dep.read_params())
                         read |= {f"{dep}:{key}": value for key, value in values if key not in without}
-                    elif self._maker(dep.fs_path) is None:
-                        now = _hash_now(dep)
-                        read[str(dep)] = now and now[0].value
+                    else:
+                        read[str(dep)] = self._hash_of_the_unmade(dep)
                 # Of what is tracked and not made, the hash is all there is.
                 outs = {
                     str(out): None if _is_run(node) or not out.hash_info else out.hash_info.value for out in node.outs
                 }
                 found.append([name, node.cmd, read, outs])
         return hashlib.sha256(json.dumps(found, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _hash_of_the_unmade(self, dep: Any) -> Any:
+        """The hash of what a stage reads; of a folder in which stages make something, those of the other files."""
+        made = [path for path in self._makers if _overlap(dep.fs_path, path)]
+        if not made:
+            now = _hash_now(dep)
+            return now and now[0].value
+        if any(dep.fs_path == path or dep.fs_path.startswith(f"{path}/") for path in made):
+            return None
+        found = {}
+        for path in self._repo.dvcignore.find(self._repo.fs, dep.fs_path):
+            # DVC writes the names of what stages make into .gitignore.
+            if Path(path).name != ".gitignore" and not any(_overlap(path, out) for out in made):
+                with suppress(OSError), Path(path).open("rb") as file:
+                    found[Path(path).relative_to(dep.fs_path).as_posix()] = hashlib.file_digest(file, "md5").hexdigest()
+        return found
+
+    def always_run(self, names: Iterable[str]) -> list[str]:
+        """Those of some stages that DVC runs each time, whether anything changed or not."""
+        nodes = {name: self._nodes[name] for name in names}
+        return [name for name, node in nodes.items() if not node.frozen and (node.is_callback or node.always_changed)]
 
     @property
     def cache(self) -> Path:
@@ -409,13 +430,16 @@ class Pipeline:
 
     def artifacts(self, names: Iterable[str]) -> list[str]:
         """What dvc.yaml files declare as `artifacts:` of what some stages make, by the names that GTO has for them."""
-        made = {str(Path(out.fs_path)) for name in names for out in self._nodes[name].outs}
+        made = {Path(out.fs_path) for name in names for out in self._nodes[name].outs}
         top = git_top(self.root)
         found = []
         for file, artifacts in self._repo.index._artifacts.items():
             folder = Path(file).parent
             prefix = "" if folder == top else f"{folder.relative_to(top).as_posix()}:"
-            found += [f"{prefix}{name}" for name, each in artifacts.items() if str(folder / each["path"]) in made]
+            for name, each in artifacts.items():
+                path = Path(os.path.normpath(folder / each["path"]))
+                if made & {path, *path.parents}:
+                    found.append(f"{prefix}{name}")
         return found
 
     def locks(self) -> set[str]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import hashlib
-import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -36,14 +34,14 @@ from flows.graph import GraphError, Pipeline, Stage, find_root
 from flows.points import Point, Setting, Span, read, settings, write
 from flows.registry import Version, register, versions, was_registered
 from flows.reproduce import RunCancelledError, StageFailedError, reproduce
+from flows.retrained import THEIRS, Past, free_name, known
 from flows.revisions import EXPERIMENTS, WORKSPACE, History, Revision
 from flows.targets import results, select
-from flows.workspace import at_commit, dvc, has_remote, save
+from flows.upstream import DIGITS, made, outdated, signs
+from flows.workspace import TAGS, at_commit, dvc, has_remote, refresh, require_commit, save
 
 FRESH = "fresh"  # the value of a param that is to have one that it never had
 SEEDS = 2**31  # fresh values are less than that
-SIGN = "labdag retrain"  # what the messages of its experiments begin with
-DIGITS = 16  # of a digest that are enough to tell inputs apart
 
 
 class Ending(StrEnum):
@@ -131,7 +129,7 @@ def retrain(
     """
     run = UUID(str(flow_run.id))
     try:
-        folder = Path(root).expanduser().absolute() if root else find_root(Path.cwd())
+        folder = find_root(Path(root).expanduser().resolve() if root else Path.cwd())
         work = _Work(folder, target, values or [], branch, remote, model, jobs, pull, force, get_run_logger().info)
         # Cancelled in the UI, the run ends as it does by `kill`: with no stage left behind.
         with server.watched(run, lambda: os.kill(os.getpid(), signal.SIGTERM)):
@@ -188,6 +186,7 @@ class _Work:
 
     def _newest(self) -> str:
         """The newest commit of the branch."""
+        require_commit(self.root)
         branch = self.branch or git(self.root, "rev-parse", "--abbrev-ref", "HEAD").strip()
         if self.remote is None:
             try:
@@ -221,23 +220,33 @@ class _Work:
             except BlockingIOError:
                 raise GraphError(f"Another retraining of {self.target} is at work; wait for its end.") from None
             ready = place.with_name(f"{place.name}.ready")
-            now = json.dumps([commit, self.values])
+            now = json.dumps([commit, self.values, self.remote])
             try:
-                if not place.exists() or not ready.exists() or ready.read_text(encoding="utf-8") != now:
+                if self._is_left(place, ready, now, commit):
+                    refresh(self.root, place)
+                else:
                     remove(ready)
                     remove(place)
                     at_commit(self.root, commit, place)
-                    if self.remote is not None:  # versions that others have registered
-                        url = git(self.root, "remote", "get-url", self.remote).strip()
-                        git(place, "fetch", "--quiet", "--force", self._url(url), "+refs/tags/*:refs/tags/*")
                     replace(ready, now, place.parent)
+                if self.remote is not None:  # what others have registered
+                    refs = (f"+{TAGS}*:{TAGS}*", f"+{EXPERIMENTS}/*:{THEIRS}/*")
+                    git(place, "fetch", "--quiet", self._url("get-url", self.remote), *refs)
                 yield place / self.root.relative_to(top(self.root))
             finally:
                 remove(ready)
                 remove(place)
 
-    def _url(self, url: str) -> str:
-        """A remote's address, as it is valid elsewhere."""
+    @staticmethod
+    def _is_left(place: Path, ready: Path, now: str, commit: str) -> bool:
+        """Whether a killed run has left a clone that is whole and as it is to be."""
+        with suppress(OSError, GitError):
+            return ready.read_text(encoding="utf-8") == now and git(place, "rev-parse", "HEAD").strip() == commit
+        return False
+
+    def _url(self, *asked: str) -> str:
+        """The address of the git remote, as it is valid elsewhere."""
+        url = git(self.root, "remote", *asked).strip()
         near = top(self.root) / url
         return str(near) if "://" not in url and near.exists() else url
 
@@ -251,45 +260,54 @@ class _Work:
             for name in stages:
                 if strays := pipeline.strays(name):
                     raise GraphError(f"{name} can't be made in a clone: {strays[0]} lies outside the repository.")
-            seen = self._upstream(pipeline, stages, copy)
+            if imports := pipeline.imports(stages):
+                self.log(f"Checking upstream: {', '.join(imports)}")
+                dvc(copy, "update", "--quiet", *imports)
+            seen = signs(stages, copy, self.log)
             self._check_out(stages, copy)
             texts = [pipeline.fingerprint(stages, [setting.name for setting in chosen]), gate.model_dump_json(), model]
             digest = hashlib.sha256("\n".join([*texts, *sorted(self.values), *seen.values()]).encode()).hexdigest()
             digest = digest[:DIGITS]
-            past = _past(self.root, self.target)
+            past = known(copy, self.target)
             same = [each for each in past if each.digest == digest]
-            if same and not self.force:
+            champion = next(iter(versions(top(copy), model)), None)
+            held_against = champion.tag if champion else None
+            always = [name for name in pipeline.always_run(stages) if name not in seen]
+            if always:
+                self.log(f"DVC always runs {', '.join(always)}, so there is something to do each time.")
+            # What did not pass is tried again when another model is the champion.
+            elif same and not self.force and (same[-1].passed or same[-1].champion == held_against):
                 return self._known(same[-1], model, copy)
             values = {s.name: self._value(s, digest, len(same)) for s in chosen}
             if values:
                 write(copy, Point(self.target, values))
                 self.log(f"Set {', '.join(f'{name}={value}' for name, value in values.items())}")
-        self._fetch(seen, past[-1].upstream if past else {}, copy)
+            old = outdated(pipeline, seen, past)
+        self._fetch({name: seen[name] for name in old}, past[-1].upstream if past else {}, copy)
         server.call(reproduce, targets=[self.target], jobs=self.jobs, pull=self.pull, root=str(copy))
-        with History(copy) as history:
-            champion = next(iter(versions(top(copy), model)), None)
-            checks = self._judged(history, champion, gate)
+        checks = self._judged(copy, champion, gate)
         passed = all(check.is_met for check in checks)
-        name = f"{quote(self.target, safe='').replace('%', '_')}-retrain-{_next_number(past)}"
-        told = {
-            "target": self.target,
-            "set": values,
-            "upstream": seen,
-            "passed": passed,
-            "gate": [dataclasses.asdict(check) for check in checks],
-        }
-        message = f"{SIGN} {digest}\n\n{json.dumps(told, indent=1, default=str)}"
         with Pipeline(copy) as pipeline:
-            made = save(pipeline, copy, stages, name, message, self.root)
-        record = _Past(name, made, digest, self.target, passed, seen, tuple(checks))
-        self.log(f"Recorded as the experiment {name}.")
-        if not passed:
-            failed = "; ".join(f"{check.asked}: {check.found}" for check in checks if not check.is_met)
-            against = f", against {champion.tag}" if champion else ""
-            return Retraining(
-                Ending.NOT_REGISTERED, f"{name} did not pass the gate{against}: {failed}", name, None, tuple(checks)
+            record = Past(
+                name=free_name(copy, self.target),
+                target=self.target,
+                digest=digest,
+                upstream=seen,
+                fetched=made(pipeline, seen),
+                champion=held_against,
+                passed=passed,
+                checks=tuple(checks),
+                values=values,
             )
-        return self._register(record, model, copy)
+            ref, commit = save(pipeline, copy, stages, record.name, record.message(), self.root)
+        record = dataclasses.replace(record, ref=ref, commit=commit)
+        self.log(f"Recorded as the experiment {record.name}.")
+        if passed:
+            return self._register(record, model, copy)
+        failed = "; ".join(f"{check.asked}: {check.found}" for check in checks if not check.is_met)
+        against = f", against {champion.tag}" if champion else ""
+        reason = f"{record.name} did not pass the gate{against}: {failed}"
+        return Retraining(Ending.NOT_REGISTERED, reason, record.name, None, record.checks)
 
     def _model(self, pipeline: Pipeline, stages: Mapping[str, Stage]) -> str:
         """The name of the artifact to register."""
@@ -326,57 +344,20 @@ class _Work:
             return setting.values[0]
         return int(hashlib.sha256(f"{digest} {setting.name} {count}".encode()).hexdigest()[:DIGITS], 16) % SEEDS
 
-    def _upstream(self, pipeline: Pipeline, stages: Mapping[str, Stage], copy: Path) -> dict[str, str]:
-        """Look at what stages fetch from outside: a sign of it for each that says how to.
-
-        Raises:
-            GraphError: it can't be taken.
-        """
-        if imports := pipeline.imports(stages):
-            self.log(f"Checking upstream: {', '.join(imports)}")
-            dvc(copy, "update", "--quiet", *imports)
-        found = {}
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        for name, stage in stages.items():
-            if stage.meta.upstream:
-                self.log(f"Checking upstream: {name}")
-                folder = copy / Path(name.rpartition(":")[0]).parent
-                done = subprocess.run(
-                    stage.meta.upstream,
-                    shell=True,
-                    cwd=folder,
-                    env=os.environ | {"PATH": path},
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    text=True,
-                    check=False,
-                )
-                said = [line for line in done.stderr.splitlines() if line.strip()]
-                if done.returncode != 0:
-                    start = next((i for i, line in enumerate(said) if line.startswith("Error: ")), len(said) - 1)
-                    why = (
-                        "\n".join(said[start:]).removeprefix("Error: ") if said else f"it exited with {done.returncode}"
-                    )
-                    raise GraphError(f"{name}: the data upstream can't be taken: {why}")
-                for line in said:
-                    self.log(f"{name}: {line}")
-                found[name] = hashlib.sha256(done.stdout.encode()).hexdigest()[:DIGITS]
-        return found
-
-    def _fetch(self, seen: Mapping[str, str], before: Mapping[str, str], copy: Path) -> None:
-        """Run anew what fetches something that has changed upstream, or of which that is not known.
+    def _fetch(self, old: Mapping[str, str], before: Mapping[str, str], copy: Path) -> None:
+        """Run anew what fetches something that is not known to be what is there upstream now.
 
         Args:
-            seen: what is there upstream, by stage.
-            before: what was there when it was fetched last.
+            old: what is there upstream, by stage.
+            before: what was there at the last retraining.
             copy: the clone.
         """
         note = copy / ".dvc" / "tmp" / "labdag" / "fetched.json"  # by a run with the same parameters that was killed
         done = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
-        for name, sign in seen.items():
-            if sign in (before.get(name), done.get(name)):
+        for name, sign in old.items():
+            if done.get(name) == sign:
                 continue
-            why = "has changed upstream" if name in before else "may have changed upstream since it was fetched last"
+            why = "has changed upstream" if before.get(name, sign) != sign else "may be another upstream by now"
             self.log(f"{name}: what it fetches {why}; it is fetched anew.")
             server.call(reproduce, targets=[name], force=True, jobs=self.jobs, root=str(copy))
             done[name] = sign
@@ -389,136 +370,101 @@ class _Work:
         if missing:
             dvc(copy, "pull" if self.pull else "checkout", "--quiet", *missing)
 
-    def _judged(self, history: History, champion: Version | None, gate: Gate) -> list[Check]:
+    def _judged(self, copy: Path, champion: Version | None, gate: Gate) -> list[Check]:
         """Hold what was made against the gate; leaves a table of what is different from the champion."""
-        now = dataclasses.replace(history.read(WORKSPACE), name="retrained")
-        stages = results(now.stages)[self.target]
-        old: Revision | None = None
-        if champion is not None:
-            try:
-                old = dataclasses.replace(history.read(champion.commit), name=champion.tag)
-            except GraphError as error:
-                raise GraphError(f"The champion, {champion.tag}, can't be read. {error}") from None
-            lines = compare.diff(old, now, history.repeats, [self.target], everything=False)
-            rows = []
-            for line in lines:
-                was, is_now, change, remark = compare.printed(line)
-                rows.append(
-                    {"what": line.what or "-", champion.tag: was, "now": is_now, "change": change, "remark": remark}
-                )
-            server.show("champion-diff", rows, f"What is different from the champion, {champion.tag}")
+        with History(copy) as history:
+            now = dataclasses.replace(history.read(WORKSPACE), name="retrained")
+            stages = results(now.stages)[self.target]
+            old = None if champion is None else self._champion(history, champion, copy)
+            if old is not None:
+                rows = []
+                for line in compare.diff(old, now, history.repeats, [self.target], everything=False):
+                    was, is_now, change, remark = compare.printed(line)
+                    rows.append(
+                        {"what": line.what or "-", old.name: was, "now": is_now, "change": change, "remark": remark}
+                    )
+                server.show("champion-diff", rows, f"What is different from the champion, {old.name}")
+            spread = compare.spread(now, stages, history.repeats)
         styles = {k: v for s in stages.values() for k, v in {**s.meta.extremes, **s.meta.summary}.items()}
-        return judge(
-            gate,
-            self._figures(now) or {},
-            self._figures(old) if old else None,
-            compare.spread(now, stages, history.repeats),
-            styles,
-        )
+        return judge(gate, self._figures(now) or {}, self._figures(old) if old else None, spread, styles)
+
+    def _champion(self, history: History, champion: Version, copy: Path) -> Revision:
+        """The champion's metrics, from DVC's remote if they are not here.
+
+        Raises:
+            GraphError: they can't be had.
+        """
+        try:
+            found = history.read(champion.commit)
+            if missing := [path for record in found.records.values() for path in record.missing]:
+                with tempfile.TemporaryDirectory(dir=copy / ".dvc" / "tmp") as place:
+                    there = at_commit(copy, champion.commit, Path(place) / "champion")
+                    dvc(there, "fetch", "--quiet", *missing)
+                found = history.read(champion.commit)
+        except GraphError as error:
+            raise GraphError(f"The champion, {champion.tag}, can't be read. {error}") from None
+        if self._figures(found) is None:
+            model, _, version = champion.tag.replace("=", ":").rpartition("@")
+            raise GraphError(
+                f"The champion, {champion.tag}, has no metrics of {self.target} to be held against; if it is of no "
+                f"use any more, take it back (`gto deprecate {model} {version}`)."
+            )
+        return dataclasses.replace(found, name=champion.tag)
 
     def _figures(self, revision: Revision) -> dict[str, Any] | None:
         stages = results(revision.stages).get(self.target, {})
         records = {name: revision.records[name] for name in stages if name in revision.records}
         return compare.figures(compare.metrics_of(records)) if records else None
 
-    def _known(self, record: _Past, model: str, copy: Path) -> Retraining:
-        """Nothing is to be done, but for a version that a run which was killed has not registered."""
+    def _known(self, record: Past, model: str, copy: Path) -> Retraining:
+        """Nothing is to be done, but for what a run that was killed, or was refused, has left undone."""
         version = next((v for v in versions(top(copy), model) if v.commit == record.commit), None)
         if record.passed and not was_registered(top(copy), model, record.commit):
             self.log(f"{record.name} had passed the gate, and was not registered yet.")
             return self._register(record, model, copy)
+        if version is not None:
+            self._share(version, record, copy)
         how = f"registered as {version.tag}" if version else "which did not pass the gate"
         if record.passed and version is None:
             how = "whose version was taken back"
         reason = f"nothing has changed since {record.name}, {how}"
         return Retraining(Ending.UP_TO_DATE, reason, record.name, version.name if version else None)
 
-    def _register(self, record: _Past, model: str, copy: Path) -> Retraining:
+    def _register(self, record: Past, model: str, copy: Path) -> Retraining:
         """Push what was made to DVC's remote, and tag its commit as the model's next version."""
         if has_remote(copy):
             self._push(record, copy)
         else:
             self.log("Nothing is pushed: DVC has no default remote (`dvc remote add --default`).")
         version = register(top(copy), model, record.commit, f"{record.name} passed the gate of {self.target}")
-        tag = f"refs/tags/{version.tag}"
-        if self.remote is not None:
-            ref = next(
-                line.split()[1]
-                for line in git(copy, "for-each-ref", "--format=%(objectname) %(refname)", EXPERIMENTS).splitlines()
-                if line.split()[0] == record.commit
-            )
-            url = git(self.root, "remote", "get-url", "--push", self.remote).strip()
-            git(copy, "push", "--quiet", self._url(url), f"{tag}:{tag}", f"{ref}:{ref}")
-        git(self.root, "fetch", "--quiet", "--no-write-fetch-head", top(copy), f"{tag}:{tag}")
+        self._share(version, record, copy)
         reason = f"{record.name} passed the gate, and is {version.tag}"
         return Retraining(Ending.REGISTERED, reason, record.name, version.name, record.checks)
 
-    def _push(self, record: _Past, copy: Path) -> None:
-        """Push the outputs of what an experiment holds."""
-        names = [name for name, stage in self._stages_at(copy, record).items() if stage.is_run]
+    def _share(self, version: Version, record: Past, copy: Path) -> None:
+        """Bring a version's tag, and its experiment, to the git remote, and the tag to the repository."""
+        tag = f"{TAGS}{version.tag}"
+        if self.remote is not None:
+            try:
+                url = self._url("get-url", "--push", self.remote)
+                there = git(copy, "ls-remote", url, tag, record.ref).split()
+                if missing := [f"{ref}:{ref}" for ref in (tag, record.ref) if ref not in there]:
+                    git(copy, "push", "--quiet", "--atomic", url, *missing)
+            except GitError as error:
+                raise GraphError(
+                    f"{record.name} passed the gate, but the git remote '{self.remote}' does not take {version.tag}, "
+                    f"so that it is not registered: {error}"
+                ) from None
+        git(self.root, "fetch", "--quiet", "--no-write-fetch-head", top(copy), f"{tag}:{tag}")
+
+    def _push(self, record: Past, copy: Path) -> None:
+        """Push what an experiment holds: what its stages have made, and what DVC tracks of what they read."""
+        names = [name for name, stage in self._stages_at(copy, record).items() if any(out.cached for out in stage.outs)]
         dvc(copy, "push", "--quiet", *names)
         self.log("Pushed to DVC's remote.")
 
-    def _stages_at(self, copy: Path, record: _Past) -> dict[str, Stage]:
+    def _stages_at(self, copy: Path, record: Past) -> dict[str, Stage]:
         """Check the experiment out in the clone, as far as it is not what lies there: its stages."""
         git(copy, "checkout", "--quiet", "--force", "--detach", record.commit)
         with Pipeline(copy) as pipeline:
             return select(pipeline.stages, [self.target])
-
-
-@dataclass(frozen=True)
-class _Past:
-    """An experiment that a retraining has recorded.
-
-    Attributes:
-        name: of the experiment.
-        commit: its hash.
-        digest: of all that it was made from.
-        target: what was made.
-        passed: whether it passed the gate.
-        upstream: a sign of what was there upstream, by stage.
-        checks: what the gate asked and found.
-    """
-
-    name: str
-    commit: str
-    digest: str
-    target: str
-    passed: bool
-    upstream: Mapping[str, str]
-    checks: tuple[Check, ...]
-
-
-def _past(root: Path, target: str) -> list[_Past]:
-    """The recorded retrainings of a target, the oldest first."""
-    form = "%(objectname)%00%(refname)%00%(contents)%01"
-    found = []
-    for entry in git(root, "for-each-ref", "--sort=creatordate", f"--format={form}", EXPERIMENTS).split("\1"):
-        commit, _, rest = entry.strip().partition("\0")
-        ref, _, message = rest.partition("\0")
-        first, _, text = message.partition("\n")
-        if not first.startswith(f"{SIGN} "):
-            continue
-        try:
-            told = json.loads(text)
-            checks = tuple(Check(**check) for check in told["gate"])
-            past = _Past(
-                ref.rpartition("/")[2],
-                commit,
-                first.split()[-1],
-                told["target"],
-                told["passed"],
-                told["upstream"],
-                checks,
-            )
-        except (ValueError, KeyError, TypeError):  # somebody has edited it
-            continue
-        if past.target == target:
-            found.append(past)
-    return found
-
-
-def _next_number(past: list[_Past]) -> int:
-    """The first number that no retraining of the target has."""
-    numbers = {each.name.rpartition("-")[2] for each in past}
-    return next(number for number in itertools.count(len(past) + 1) if str(number) not in numbers)

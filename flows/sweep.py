@@ -241,7 +241,7 @@ class _Work:
             ready.touch()
         if reason := self._run(copy, log):
             return Result(point, Found.FAILED, reason=reason)
-        save(self.base, copy, self.stages, name, self._message(point), self.history.root)
+        save(self.base, copy, self.stages, name, self._message(point), self.history.root, again=True)
         _, records = self._experiment(point)
         if records is None:
             raise GraphError(f"the experiment {name} was saved, but what it holds can't be read back")

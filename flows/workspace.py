@@ -18,6 +18,7 @@ from flows.graph import GraphError, Pipeline, near_remotes
 from flows.revisions import EXPERIMENT, EXPERIMENTS
 
 CACHE = ".dvc/cache"  # of the copy
+TAGS = "refs/tags/"
 
 
 @contextmanager
@@ -128,9 +129,8 @@ def at_commit(root: Path, commit: str, place: Path) -> Path:
     try:
         _clone_git(top, place)
         git(place, "checkout", "--quiet", "--detach", commit)
-        refs = git(root, "for-each-ref", "--format=create %(refname) %(objectname)", EXPERIMENTS).splitlines()
-        known = [line for line in refs if EXPERIMENT.fullmatch(line.split()[1])]
-        git(place, "update-ref", "--stdin", text="\n".join([*known, ""]))
+        _fill_submodules(top, place)
+        refresh(root, place)
     except GitError as error:
         raise GraphError(f"The repository can't be cloned: {error}") from None
     if not (copy / ".dvc").is_dir():
@@ -142,7 +142,44 @@ def at_commit(root: Path, commit: str, place: Path) -> Path:
     return copy
 
 
-def save(pipeline: Pipeline, copy: Path, names: Iterable[str], name: str, message: str, root: Path) -> str:
+def refresh(root: Path, place: Path) -> None:
+    """Have a clone of the repository, which shares its objects, know its tags and experiments as they are now.
+
+    Raises:
+        GitError: git refuses.
+    """
+    refs = git(root, "for-each-ref", "--format=update %(refname) %(objectname)", EXPERIMENTS, TAGS).splitlines()
+    known = [line for line in refs if (ref := line.split()[1]).startswith(TAGS) or EXPERIMENT.fullmatch(ref)]
+    git(place, "update-ref", "--stdin", text="\n".join([*known, ""]))
+
+
+def _fill_submodules(top: Path, place: Path) -> None:
+    """Check the submodules of a clone out, from where the repository has them, if it has that commit of theirs."""
+    if not (place / ".gitmodules").exists():
+        return
+    git(place, "submodule", "--quiet", "init")
+    listed = git(place, "config", "--null", "--file", ".gitmodules", "--get-regexp", r"^submodule\..*\.path$")
+    for key, _, path in (entry.partition("\n") for entry in listed.split("\0") if entry):
+        name = f"{key.removesuffix('.path')}.url"
+        with suppress(GitError):  # it is not checked out there
+            git(top / path, "cat-file", "-e", git(place, "rev-parse", f":{path}").strip())
+            git(place, "config", name, str(top / path))
+            continue
+        with suppress(GitError):  # the address is relative to that of the repository's own origin
+            git(place, "config", name, git(top, "config", name).strip())
+    git(place, "-c", "protocol.file.allow=always", "submodule", "--quiet", "update", "--init", "--recursive")
+
+
+def save(
+    pipeline: Pipeline,
+    copy: Path,
+    names: Iterable[str],
+    name: str,
+    message: str,
+    root: Path,
+    *,
+    again: bool = False,
+) -> tuple[str, str]:
     """Save what lies in a copy of a repository as an experiment of the repository.
 
     Args:
@@ -152,9 +189,10 @@ def save(pipeline: Pipeline, copy: Path, names: Iterable[str], name: str, messag
         name: of the experiment.
         message: of its commit.
         root: of the repository that it is for.
+        again: whether it takes the place of one of the repository's that has this name; else that is refused.
 
     Returns:
-        The hash of its commit.
+        Its ref, and the hash of its commit.
 
     Raises:
         GraphError, GitError: DVC or git refuses it.
@@ -167,8 +205,8 @@ def save(pipeline: Pipeline, copy: Path, names: Iterable[str], name: str, messag
     dvc(copy, "exp", "save", "--force", *added, "--name", name, "--message", message, *run)
     refs = git(copy, "for-each-ref", "--format=%(refname) %(objectname)", EXPERIMENTS).splitlines()
     ref, commit = next(line.split() for line in refs if line.split()[0].endswith(f"/{name}"))
-    git(root, "fetch", "--quiet", "--no-write-fetch-head", git_top(copy), f"+{ref}:{ref}")
-    return commit
+    git(root, "fetch", "--quiet", "--no-write-fetch-head", git_top(copy), f"{'+' if again else ''}{ref}:{ref}")
+    return ref, commit
 
 
 def _clone(pipeline: Pipeline, place: Path, made: Iterable[str], sources: Iterable[str]) -> Path:

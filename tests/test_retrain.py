@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -16,8 +17,9 @@ import httpx
 import pytest
 
 from flows.gate import Gate, judge, read
-from flows.graph import GraphError
+from flows.graph import GraphError, Pipeline
 from flows.registry import register, versions, was_registered
+from flows.workspace import at_commit
 from tests.conftest import run, wait_for
 
 PIPELINE = """
@@ -26,7 +28,7 @@ stages:
     cmd: python log.py fetch
     deps: [log.py]
     outs: [raw]
-    meta: {upstream: python log.py upstream}
+    meta: {upstream: python log.py upstream, timeout: 3}
   train:
     cmd: python log.py train
     deps: [log.py, raw]
@@ -54,6 +56,8 @@ if stage == "upstream":
     text = open(source).read()
     if "broken" in text:
         sys.exit("Error: the checksum is another one")
+    if "slow" in text:
+        time.sleep(60)
     print(text)
     sys.exit()
 with open(os.environ["RUNS"], "a") as file:
@@ -98,6 +102,11 @@ def state_of(folder: Path) -> list[str]:
     return [status, run("dvc", "status", "--json", cwd=folder).stdout, head]
 
 
+def ref_of(folder: Path, experiment: str) -> str:
+    refs = run("git", "for-each-ref", "--format=%(refname)", "refs/exps", cwd=folder).stdout.split()
+    return next(ref for ref in refs if ref.endswith(f"/{experiment}"))
+
+
 def set_param(folder: Path, name: str, value: Any) -> None:
     path = folder / "params.yaml"
     path.write_text(re.sub(rf"^{name}:.*", f"{name}: {value}", path.read_text(), flags=re.MULTILINE))
@@ -119,7 +128,7 @@ def test_what_passes_the_gate_is_registered_and_what_is_unchanged_is_left_alone(
     first = retrain(repository, "-S", "seed=fresh", "-S", "lr=2.0")
     assert first.returncode == 0, first.stderr
     assert "Registered: train-retrain-1 passed the gate, and is digits@v0.0.1" in first.stdout
-    assert "accuracy ≥ 60.0%   70.0%   yes" in first.stdout
+    assert re.search(r"accuracy ≥ 60.0% +70.0% +yes", first.stdout)
     assert state_of(repository) == before
     assert not list((repository / ".dvc" / "tmp" / "labdag" / "retrain").glob("train*/*"))
     seed = int(runs(repository)[-1].split()[1])
@@ -156,6 +165,8 @@ def test_what_passes_the_gate_is_registered_and_what_is_unchanged_is_left_alone(
     assert "accuracy more than the champion's by over 2.8 points: 70.0% → 72.0%" in chance.stdout
     better = retrain(repository, "-S", "seed=fresh", "-S", "lr=2.4")
     assert "Registered: train-retrain-4 passed the gate, and is digits@v0.0.2" in better.stdout
+    other = retrain(repository, "-S", "seed=fresh", "-S", "lr=2.2")  # known, but not held against this champion
+    assert "train-retrain-5 did not pass the gate, against digits@v0.0.2" in other.stdout
     assert state_of(repository) == before
 
 
@@ -175,6 +186,12 @@ def test_a_failure_leaves_no_trace_and_raises_an_event(repository: Path, prefect
         assert "Traceback" not in done.stderr
         assert before == (state_of(repository), run("git", "for-each-ref", cwd=repository).stdout), options
     assert not list((repository / ".dvc" / "tmp" / "labdag" / "retrain").glob("train*/*"))
+    (repository.parent / "link").symlink_to(repository)
+    code = "from flows.retrain import retrain; retrain('nothing', root='link')"
+    linked = run("python", "-c", code, cwd=repository.parent, check=False)
+    assert "Nothing is called 'nothing'. Did you mean 'train'?" in linked.stderr
+    run("git", "update-ref", "-d", "HEAD", cwd=repository)
+    assert "has no commit, and experiments belong to one" in retrain(repository).stderr.splitlines()[-1]
     reasons = [each["payload"]["reason"] for each in events(prefect_server, "labdag.retrain.failed")]
     assert "train failed: params.yaml: lr is 'high', but should be a number." in reasons
     assert any("params.yaml has no param 'lrr'." in reason for reason in reasons)
@@ -182,6 +199,8 @@ def test_a_failure_leaves_no_trace_and_raises_an_event(repository: Path, prefect
 
 def test_data_that_changed_upstream_are_fetched_anew(repository: Path, tmp_path: Path) -> None:
     run("dvc", "repro", "fetch", cwd=repository)
+    run("git", "add", "--all", cwd=repository)
+    run("git", "commit", "--quiet", "--message", "Fetch", cwd=repository)
     (tmp_path / "source").write_text("since then")
     (tmp_path / "runs").write_text("")
     assert "Registered" in retrain(repository, "-S", "lr=2.0").stdout
@@ -190,10 +209,27 @@ def test_data_that_changed_upstream_are_fetched_anew(repository: Path, tmp_path:
     changed = retrain(repository, "-S", "lr=2.0")
     assert "fetch: what it fetches has changed upstream; it is fetched anew." in changed.stderr
     assert [line.split()[0] for line in runs(repository)] == ["fetch", "train", "fetch", "train"]
+
+    # The branch still has what was there first: another change does not bring that back.
+    set_param(repository, "seed", 7)
+    assert "train-retrain-3" in retrain(repository, "-S", "lr=2.0").stdout
+    lock = run("git", "show", f"{ref_of(repository, 'train-retrain-3')}:dvc.lock", cwd=repository).stdout
+    assert hashlib.md5(b"two").hexdigest() in lock
+    # Once it has what is there now, nothing is fetched anew.
+    run("dvc", "repro", "--force", "fetch", cwd=repository)
+    set_param(repository, "seed", 8)
+    count = len(runs(repository))
+    assert "train-retrain-4" in retrain(repository, "-S", "lr=2.0").stdout
+    assert [line.split()[0] for line in runs(repository)[count:]] == ["train"]
+
     (tmp_path / "source").write_text("broken")
     broken = retrain(repository, "-S", "lr=2.0")
     assert broken.returncode == 1
     assert "Error: fetch: the data upstream can't be taken: the checksum is another one" in broken.stderr
+    (tmp_path / "source").write_text("slow")
+    slow = retrain(repository, "-S", "lr=2.0")
+    assert slow.returncode == 1
+    assert "Error: fetch: the look upstream took more than 3 s, and was ended." in slow.stderr
 
 
 def test_a_retraining_that_was_killed_goes_on_with_the_same_seed(repository: Path) -> None:
@@ -224,27 +260,104 @@ def test_a_branch_of_a_remote_is_retrained_and_gets_the_version(repository: Path
     assert run("git", "for-each-ref", "refs/heads", "refs/remotes", cwd=repository).stdout == before
     for place in (central, repository):
         assert "lr: 3.5" in run("git", "show", "digits@v0.0.1:params.yaml", cwd=place).stdout
-    assert "train-retrain-1" in run("git", "for-each-ref", "refs/exps", cwd=central).stdout
+    assert ref_of(central, "train-retrain-1")
+
+    # On another machine all that is known, too: that nothing has changed, what is the champion, and the names taken.
+    same = retrain(other, "--remote", "origin")
+    assert "UpToDate: nothing has changed since train-retrain-1, registered as digits@v0.0.1" in same.stdout, (
+        same.stderr
+    )
+    assert run("git", "tag", cwd=other).stdout == "digits@v0.0.1\n"
+    set_param(other, "lr", 3.9)
+    run("git", "push", "--quiet", cwd=other)
+    hook = central / "hooks" / "update"  # the remote takes no tag: it was given to another commit meanwhile
+    hook.write_text("#!/bin/sh\ncase $1 in refs/tags/*) exit 1; esac\n")
+    hook.chmod(0o755)
+    refused = retrain(other, "--remote", "origin")
+    assert refused.returncode == 1
+    assert "Error: train-retrain-2 passed the gate, but the git remote 'origin' does not take digits@v0.0.2" in (
+        refused.stderr
+    )
+    assert run("git", "tag", cwd=other).stdout == "digits@v0.0.1\n"
+    assert "train-retrain-2" not in run("git", "for-each-ref", "refs/exps", cwd=central).stdout
+    hook.unlink()
+    count = len(runs(repository))
+    again = retrain(other, "--remote", "origin")
+    assert "Registered: train-retrain-2 passed the gate, and is digits@v0.0.2" in again.stdout, again.stderr
+    assert len(runs(repository)) == count
+    assert "85.0% → 89.0%" in again.stdout  # the champion's, from DVC's remote
+    assert ref_of(central, "train-retrain-2")
+    assert "digits@v0.0.2" in run("git", "tag", cwd=central).stdout
 
 
 def test_an_import_is_brought_up_to_date(repository: Path, tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("a")
     run("dvc", "import-url", "--quiet", tmp_path / "table.csv", "table.csv", cwd=repository)
+    (repository / "tracked.csv").write_text("b")
+    run("dvc", "add", "--quiet", "tracked.csv", cwd=repository)
     dvc_yaml = repository / "dvc.yaml"
-    dvc_yaml.write_text(dvc_yaml.read_text().replace("deps: [log.py, raw]", "deps: [log.py, raw, table.csv]"))
+    dvc_yaml.write_text(dvc_yaml.read_text().replace("[log.py, raw]", "[log.py, raw, table.csv, tracked.csv]"))
     run("git", "add", "--all", cwd=repository)
     run("git", "commit", "--quiet", "--message", "Import a table", cwd=repository)
-    assert "Registered" in retrain(repository, "-S", "lr=2.0").stdout
+    run(
+        "dvc", "exp", "save", "--name", "train-retrain-1", "tracked.csv.dvc", cwd=repository
+    )  # the user's own, which is left alone
+    mine = run("git", "rev-parse", ref_of(repository, "train-retrain-1"), cwd=repository).stdout
+    assert "Registered: train-retrain-2" in retrain(repository, "-S", "lr=2.0").stdout
+    assert run("git", "rev-parse", ref_of(repository, "train-retrain-1"), cwd=repository).stdout == mine
     assert "UpToDate" in retrain(repository, "-S", "lr=2.0").stdout
     (tmp_path / "table.csv").write_text("b, and more")
     before = state_of(repository)
     done = retrain(repository, "-S", "lr=2.0")
     assert "NotRegistered" in done.stdout, done.stderr
     assert state_of(repository) == before
-    shutil.rmtree(repository / ".dvc" / "tmp")
-    recorded = run("git", "for-each-ref", "--format=%(refname)", "refs/exps", cwd=repository).stdout.split()
-    new = next(ref for ref in recorded if ref.endswith("retrain-2"))
+    new = ref_of(repository, "train-retrain-3")
     assert run("git", "diff", "--name-only", "HEAD", new, "--", "table.csv.dvc", cwd=repository).stdout
+
+    # All that the version consists of is on the remote, tracked files, too.
+    elsewhere = tmp_path / "elsewhere"
+    run("git", "clone", "--quiet", "--branch", "digits@v0.0.1", repository, elsewhere, cwd=tmp_path)
+    run("dvc", "pull", "--quiet", cwd=elsewhere)
+    assert run("dvc", "status", cwd=elsewhere).stdout == "Data and pipelines are up to date.\n"
+
+
+def test_all_that_a_result_depends_on_counts(toy: Callable[..., Path]) -> None:
+    folder = toy(
+        """
+stages:
+  prepare: {cmd: mkdir -p data/made && date > data/made/a, outs: [data/made]}
+  train: {cmd: mkdir -p model && cp data/raw model/, deps: [data], outs: [model]}
+  always: {cmd: date > now, deps: [data/raw], outs: [now], always_changed: true}
+artifacts:
+  inside: {path: model/raw}
+  other: {path: data/raw}
+"""
+    )
+    (folder / "data").mkdir()
+    (folder / "data" / "raw").write_text("a")
+    with Pipeline(folder) as pipeline:
+        names = ["prepare", "train"]
+        before = pipeline.fingerprint(names)
+        run("dvc", "repro", "prepare", cwd=folder)
+        assert pipeline.fingerprint(names) == before  # what is made is no input
+        (folder / "data" / "raw").write_text("b")
+        assert pipeline.fingerprint(names) != before
+        assert pipeline.always_run([*names, "always"]) == ["always"]
+        assert pipeline.artifacts(names) == ["inside"]
+
+
+def test_a_clone_at_a_commit_has_its_submodules(toy: Callable[..., Path], tmp_path: Path) -> None:
+    library = tmp_path / "library"
+    run("git", "init", "--quiet", library, cwd=tmp_path)
+    (library / "code.py").write_text("1")
+    run("git", "add", "--all", cwd=library)
+    run("git", "commit", "--quiet", "--message", "Start", cwd=library)
+    folder = toy("stages: {}")
+    run("git", "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", "../library", "my lib", cwd=folder)
+    run("git", "commit", "--quiet", "--message", "Add a library", cwd=folder)
+    shutil.rmtree(library)  # as without a network
+    commit = run("git", "rev-parse", "HEAD", cwd=folder).stdout.strip()
+    assert (at_commit(folder, commit, tmp_path / "clone") / "my lib" / "code.py").read_text() == "1"
 
 
 def test_versions_are_numbered_and_can_be_taken_back(repository: Path) -> None:
@@ -289,7 +402,10 @@ def test_a_gate_that_is_wrong_is_told(block: Any, sentence: str) -> None:
         (Gate(minimum={"accuracy": 0.9}), None, {}, [True]),
         (Gate(minimum={"accuracy": 0.91}, maximum={"loss": 0.2}), None, {}, [False, True]),
         (Gate(minimum={"bad": 0.0}), None, {}, [False]),  # it is nan
-        (Gate(may_lose={"c.*": 0.1}), None, {}, []),
+        (Gate(may_lose={"c.*": 0.1}, better="accuracy"), None, {}, [True, True]),
+        (Gate(may_lose={"bad": 0.1}, may_rise={"bad": 0.1}, better="bad"), None, {}, [False, False, False]),
+        (Gate(may_rise={"loss": 0.1}), {"loss": 0.11}, {}, [True]),
+        (Gate(may_rise={"loss": 0.1}), {"loss": 0.09}, {}, [False]),
         (Gate(may_lose={"c.*": 0.1}), {"c.a": 0.5, "c.b": 0.89}, {}, [True]),
         (Gate(may_lose={"c.*": 0.1}), {"c.a": 0.5, "c.b": 0.91}, {}, [False]),
         (Gate(may_lose={"c.*": 0.1}), {"c.a": 0.5, "c.gone": 0.91}, {}, [False]),

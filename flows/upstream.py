@@ -1,0 +1,99 @@
+"""What stages fetch from outside: whether it is still what it was when it was fetched."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from flows.graph import GraphError, Pipeline, Stage
+from flows.retrained import Past
+
+DIGITS = 16  # of a digest that are enough to tell inputs apart
+CHECK_SECONDS = 3600.0  # that a look may take, of a stage with no timeout of its own
+
+
+def signs(stages: Mapping[str, Stage], root: Path, log: Callable[[str], None]) -> dict[str, str]:
+    """What is there upstream: a sign of it for each stage that says how to look (`meta.upstream`).
+
+    Args:
+        stages: of the pipeline.
+        root: of the repository, in which the stages' commands look.
+        log: takes lines.
+
+    Raises:
+        GraphError: it can't be taken.
+    """
+    found = {}
+    for name, stage in stages.items():
+        if stage.meta.upstream:
+            log(f"Checking upstream: {name}")
+            said = _said(name, stage, root / Path(name.rpartition(":")[0]).parent, log)
+            found[name] = hashlib.sha256(said.encode()).hexdigest()[:DIGITS]
+    return found
+
+
+def made(pipeline: Pipeline, names: Iterable[str]) -> dict[str, str]:
+    """What stages have fetched: a sign of it for each that was ever run."""
+    found = {}
+    for name in names:
+        if hashes := pipeline.hashes(name):
+            found[name] = hashlib.sha256(repr(sorted(hashes.items())).encode()).hexdigest()[:DIGITS]
+    return found
+
+
+def outdated(pipeline: Pipeline, seen: Mapping[str, str], known: Iterable[Past]) -> list[str]:
+    """Stages whose outputs, as dvc.lock has them, were not made of what is there upstream now, as far as is known.
+
+    Args:
+        pipeline: with the lock files.
+        seen: as `signs` tells it.
+        known: retrainings, with what was there upstream and what was made of it.
+    """
+    pairs = {(name, past.upstream.get(name), past.fetched.get(name)) for past in known for name in seen}
+    now = made(pipeline, seen)
+    return [
+        name
+        for name, sign in seen.items()
+        # Of one that is stale, DVC might restore what it made once.
+        if (name, sign, now.get(name)) not in pairs or any(not change.of_out for change in pipeline.changes(name))
+    ]
+
+
+def _said(name: str, stage: Stage, folder: Path, log: Callable[[str], None]) -> str:
+    """What a stage's command prints."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    seconds = stage.meta.timeout or CHECK_SECONDS
+    with subprocess.Popen(
+        str(stage.meta.upstream),
+        shell=True,
+        cwd=folder,
+        env=os.environ | {"PATH": path},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        try:
+            printed, told = process.communicate(timeout=seconds)
+        except BaseException as error:  # nothing of it outlives the run
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise GraphError(f"{name}: the look upstream took more than {seconds:g} s, and was ended.") from None
+            raise
+    said = [line for line in told.splitlines() if line.strip()]
+    if process.returncode != 0:
+        start = next((i for i, line in enumerate(said) if line.startswith("Error: ")), len(said) - 1)
+        why = "\n".join(said[start:]).removeprefix("Error: ") if said else f"it exited with {process.returncode}"
+        raise GraphError(f"{name}: the data upstream can't be taken: {why}")
+    for line in said:
+        log(f"{name}: {line}")
+    return printed
