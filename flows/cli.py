@@ -56,6 +56,12 @@ def main() -> None:
     except SystemExit as end:
         _leave(end)
         raise
+    except Exception as error:
+        server = sys.modules.get("flows.server")
+        sentence = server.about(error) if server is not None else None
+        if sentence is None:
+            raise
+        _fail(sentence)
     finally:
         gc.freeze()  # Python looks for garbage once more before it exits, in all that Prefect and DVC consist of
 
@@ -203,11 +209,6 @@ def _flow(function: Callable[..., Any], if_interrupted: str, **parameters: Any) 
     try:
         server.start_temporary()
         done = server.call(function, **parameters)
-    except RuntimeError as error:
-        sentence = server.about(error)
-        if sentence is None:
-            raise
-        raise MistakeError(sentence) from None
     except KeyboardInterrupt:
         _interrupted(if_interrupted)
     finally:
@@ -470,15 +471,25 @@ def _check_points(root: Path, target: str, values: list[str], *, is_grid: bool, 
 
 @app.command()
 def up(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="The port of the server, and of its UI.")] = 4200,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="The port of the server, and of its UI. [default: 4200]", show_default=False
+        ),
+    ] = None,
     host: Annotated[
-        str, typer.Option(help="The address to listen at; from others than 127.0.0.1 it can be reached by all.")
-    ] = "127.0.0.1",
+        str | None,
+        typer.Option(
+            help="The address to listen at; from others than 127.0.0.1 it can be reached by all. [default: 127.0.0.1]",
+            show_default=False,
+        ),
+    ] = None,
     database: Annotated[
         str | None,
         typer.Option(
             metavar="URL",
-            help="The server's database, such as postgresql://user:password@host/name. [default: Prefect's SQLite]",
+            envvar="PREFECT_SERVER_DATABASE_CONNECTION_URL",
+            help="The server's database, such as postgresql://user:password@host/name. [default: the project's SQLite]",
             show_default=False,
         ),
     ] = None,
@@ -487,31 +498,33 @@ def up(
     root = _project()
     from flows import services
 
-    found = services.running(root)
-    is_new = found is None
-    if found is None:
-        print("starting the server ...", flush=True)
-        found = services.start_server(root, host, port, database)
-    try:
-        services.use(found)
-        from flows import deployments
+    with services.alone(root):
+        found = services.running(root)
+        is_new = found is None
+        if found is not None:
+            services.check_same(found, host, port, database)
+        try:
+            if found is None:
+                print("starting the server ...", flush=True)
+                found = services.start_server(root, host or "127.0.0.1", port or 4200, database)
+            services.use(found)
+            from flows import deployments
 
-        declared = deployments.read(root)
-        deployments.deploy(root, found.api, services.place(root))
-        if found.worker is None or not found.worker.alive():
-            if count := deployments.end_orphans():
-                print(f"{count} runs of a worker that had ended are marked Crashed")
-            print("starting the worker ...", flush=True)
-            found = services.start_worker(root, found, deployments.POOL)
-    except BaseException:
-        if is_new:  # what was up before, and the runs that it has, stay
-            services.stop(root, lambda _: None)
-        raise
+            declared = deployments.read(root)
+            names = deployments.deploy(root, found.api, services.place(root), declared)
+            if found.worker is None or not found.worker.alive():
+                if count := deployments.end_orphans(names):
+                    print(f"{count} runs of a worker that had ended are marked Crashed")
+                print("starting the worker ...", flush=True)
+                found = services.start_worker(root, found, deployments.POOL)
+        except BaseException:
+            if is_new:  # what was up before, and the runs that it has, stay
+                services.stop(root, lambda _: None)
+            raise
     assert found.worker is not None
-    print(f"UI           {found.url}")
+    print(f"UI           {found.near}")
     for each in declared:
-        times = [f"{s['cron']} {s.get('timezone', 'UTC')}" for s in each.entry.get("schedules", ())]
-        print(f"deployment   {each.name}" + (f" ({', '.join(times)})" if times else " (on demand)"))
+        print(f"deployment   {each.name} ({', '.join(each.times()) or 'on demand'})")
     print(f"server       process {found.server.pid}, worker process {found.worker.pid}")
     print(f"logs         {services.place(root).relative_to(root)}/")
     print("`labdag down` ends them.")
@@ -523,8 +536,9 @@ def down() -> None:
     root = _project()
     from flows import services
 
-    if not services.stop(root, print):
-        print("Nothing is up here.")
+    with services.alone(root):
+        if not services.stop(root, print):
+            print("Nothing is up here.")
 
 
 @app.command()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
@@ -16,16 +18,17 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import (
     FlowRunFilter,
+    FlowRunFilterDeploymentId,
     FlowRunFilterState,
     FlowRunFilterStateType,
-    WorkPoolFilter,
-    WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, StateType
-from prefect.client.schemas.schedules import CronSchedule
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events import AutomationCore, EventTrigger, Posture
 from prefect.events.actions import ChangeFlowRunState
+from prefect.exceptions import ObjectNotFound
+from prefect.schedules import Schedule
 from prefect.states import Crashed
 from prefect.types.entrypoint import EntrypointType
 from prefect.workers.process import ProcessWorker
@@ -33,10 +36,13 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from flows import retrain, server
+from flows.files import replace
 from flows.graph import GraphError
 
 FILE = "prefect.yaml"
 POOL = "labdag"
+KINDS = ("cron", "interval", "rrule")  # of schedules
+DEPLOYED = "deployed.json"  # names of what a project has deployed
 UNENDED = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 SOONEST = 10.0  # seconds without a sign of life that Prefect lets an automation act on
 AUTOMATION = "labdag: end runs that died"
@@ -60,11 +66,18 @@ class Deployment:
         name: its name on the server, with the flow's (`retrain/lenet_digits`).
         flow: what it runs.
         entry: all that stands there.
+        schedules: when it runs by itself.
     """
 
     name: str
     flow: Flow[Any, Any]
     entry: Mapping[str, Any]
+    schedules: tuple[Schedule, ...] = ()
+
+    def times(self) -> list[str]:
+        """Its schedules, as a person would say them."""
+        told = [(s.cron or s.rrule or f"every {s.interval}", s.timezone or "UTC", s.active) for s in self.schedules]
+        return [f"{when} {zone}" + ("" if active else ", not active") for when, zone, active in told]
 
 
 def read(root: Path) -> list[Deployment]:
@@ -90,42 +103,97 @@ def _deployment(entry: Any, where: str) -> Deployment:
         if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
             raise GraphError(f"{where}.{key} is missing.")
     module, _, name = entry["entrypoint"].rpartition(".")
+    why = ""
+    found = None
     try:
         found = getattr(import_module(module), name, None) if module else None
-    except ImportError:
-        found = None
+    except Exception as error:  # whatever the module does
+        why = f" It can't be imported: {error}."
     if not isinstance(found, Flow):
         raise GraphError(
             f"{where}.entrypoint is '{entry['entrypoint']}', but should be a module and the flow in it, such as "
-            "flows.reproduce.reproduce."
+            f"flows.reproduce.reproduce.{why}"
         )
-    return Deployment(f"{found.name}/{entry['name']}", found, entry)
+    schedules = entry.get("schedules") or []
+    if not isinstance(schedules, list):
+        raise GraphError(f"{where}.schedules is no list.")
+    return Deployment(
+        f"{found.name}/{entry['name']}",
+        found,
+        entry,
+        tuple(_schedule(each, f"{where}.schedules[{number}]") for number, each in enumerate(schedules)),
+    )
 
 
-def deploy(root: Path, api: str, place: Path) -> None:
+def _schedule(entry: Any, where: str) -> Schedule:
+    if not isinstance(entry, dict) or not any(entry.get(kind) for kind in KINDS):
+        raise GraphError(f"{where} has none of {', '.join(KINDS)}; let it have one, such as `cron: 0 3 * * *`.")
+    options = {key: value for key, value in entry.items() if value is not None and key != "replaces"}
+    if isinstance(options.get("interval"), int | float):
+        options["interval"] = timedelta(seconds=options["interval"])
+    try:
+        return Schedule(**options)
+    except (TypeError, ValueError) as error:
+        raise GraphError(f"{where}: {error}") from None
+
+
+def deploy(root: Path, api: str, place: Path, declared: list[Deployment]) -> list[str]:
     """Create the work pool, the deployments and the automation on a server, or bring them up to date.
+
+    What was deployed so before and is not declared any more is deleted.
 
     Args:
         root: of the project.
         api: the server's address.
         place: a folder for what is needed for it.
+        declared: as `read` tells it.
+
+    Returns:
+        The names of all that the project has ever deployed.
 
     Raises:
-        GraphError: Prefect refuses a deployment.
+        GraphError: Prefect refuses a deployment, or another project has one of that name on the server.
     """
+    names = [each.name for each in declared]
+    note = place / DEPLOYED
+    before = json.loads(note.read_text(encoding="utf-8")) if note.exists() else []
     with get_client(sync_client=True) as client:
+        for name in names:
+            with suppress(ObjectNotFound):
+                known = client.read_deployment_by_name(name)
+                other = _folder(known)
+                if name not in before and other is not None and other != root and other.is_dir():
+                    raise GraphError(
+                        f"The server at {api} has a deployment {name} already, of the project in {other}; give this "
+                        f"one another name in {FILE}, or have `labdag up` take another database."
+                    )
         template = ProcessWorker.get_default_base_job_template()
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template), overwrite=True)
-    path = root / FILE
-    if not path.exists():
-        path = place / FILE
-        path.write_text(DEFAULT, encoding="utf-8")
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(path)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip(" │╭╰─╮╯")]
-        raise GraphError(f"{path} can't be deployed to {api}: {said[-1] if said else 'Prefect did not say why'}")
+        replace(note, json.dumps(sorted({*before, *names})), place)
+        path = root / FILE
+        if not path.exists():
+            path = place / FILE
+            path.write_text(DEFAULT, encoding="utf-8")
+        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(path)]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip(" │╭╰─╮╯")]
+            raise GraphError(f"{path} can't be deployed to {api}: {said[-1] if said else 'Prefect did not say why'}")
+        for name in sorted({*before} - {*names}):
+            with suppress(ObjectNotFound):
+                client.delete_deployment(client.read_deployment_by_name(name).id)
+    replace(note, json.dumps(sorted(names)), place)
     end_dead_runs()
+    return sorted({*before, *names})
+
+
+def _folder(deployment: DeploymentResponse) -> Path | None:
+    """The project that a deployment belongs to, if it is on this machine."""
+    for step in deployment.pull_steps or ():
+        for name, options in step.items():
+            if name.endswith(".set_working_directory"):
+                return Path(options["directory"])
+    return None
 
 
 def end_dead_runs() -> None:
@@ -151,15 +219,20 @@ def end_dead_runs() -> None:
         client.create_automation(wanted)
 
 
-def end_orphans() -> int:
-    """Mark the pool's runs that have not ended as Crashed, for when no worker of it is alive; tells how many."""
-    unended = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNENDED)))
-    pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL]))
+def end_orphans(names: list[str]) -> int:
+    """Mark runs of some deployments that have not ended as Crashed, for when their worker has; tells how many."""
+    count = 0
     with get_client(sync_client=True) as client:
-        found = client.read_flow_runs(flow_run_filter=unended, work_pool_filter=pool)
-        for run in found:
-            client.set_flow_run_state(run.id, Crashed(message="its worker had ended"))
-    return len(found)
+        for name in names:
+            with suppress(ObjectNotFound):
+                unended = FlowRunFilter(
+                    state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNENDED)),
+                    deployment_id=FlowRunFilterDeploymentId(any_=[client.read_deployment_by_name(name).id]),
+                )
+                for run in client.read_flow_runs(flow_run_filter=unended):
+                    client.set_flow_run_state(run.id, Crashed(message="its worker had ended"))
+                    count += 1
+    return count
 
 
 def served(found: list[Deployment]) -> Iterator[RunnerDeployment]:
@@ -173,10 +246,7 @@ def served(found: list[Deployment]) -> Iterator[RunnerDeployment]:
             description=entry.get("description"),
             tags=entry.get("tags"),
             parameters=entry.get("parameters"),
-            schedules=[
-                CronSchedule(cron=schedule["cron"], timezone=schedule.get("timezone"))
-                for schedule in entry.get("schedules", ())
-            ],
+            schedules=list(each.schedules),
             concurrency_limit=ConcurrencyLimitConfig(**limit) if isinstance(limit, dict) else limit,
             entrypoint_type=EntrypointType.MODULE_PATH,
         )

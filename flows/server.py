@@ -16,7 +16,7 @@ from uuid import UUID
 import httpx
 from prefect import get_run_logger
 from prefect.artifacts import create_table_artifact
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas import State
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -40,6 +40,7 @@ from flows.graph import GraphError
 
 # Loggers of what Prefect says of each message that it can't deliver.
 CHATTER = ("prefect.events.clients", "prefect._internal.concurrency", "EventsWorker")
+ANSWER_SECONDS = 10.0  # that the server may take to answer whether it is there
 LOOK_SECONDS = 1.0  # between two looks at whether somebody has cancelled the run in the UI
 HEARTBEAT = "prefect.flow-run.heartbeat"  # the event that is a sign of life
 HEARTBEAT_SECONDS = 60.0  # between two of them, where LABDAG_HEARTBEAT_SECONDS says nothing else
@@ -98,29 +99,44 @@ def start_temporary() -> None:
     _address = server.api_url
 
 
-def about(error: RuntimeError) -> str | None:
-    """What a user can do about an error, if it says that Prefect's server is out of reach."""
+def about(error: Exception) -> str | None:
+    """What a user can do about an error, if it says that Prefect's server is out of reach, or lets nobody in."""
+    url = get_current_settings().api.url
     if "ephemeral Prefect API server" in str(error):
         return (
             "Prefect's temporary server did not start in time; try again, allow it longer "
             "(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS), or start one (`prefect server start`)."
         )
-    if "Failed to reach API" in str(error):
-        url = get_current_settings().api.url
+    if "Failed to reach API" in str(error) or isinstance(error, httpx.TransportError):
         return (
             f"No Prefect server answers at {url}. Start one (`prefect server start`), or unset PREFECT_API_URL "
             "to run without."
         )
+    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.UNAUTHORIZED:
+        return f"The Prefect server at {url} wants a password: set PREFECT_API_AUTH_STRING=user:password."
     return None
 
 
 def answers() -> bool:
-    """Whether the server is there."""
+    """Whether the server is there; one that was gone a moment ago is looked for by `watched`."""
+    if _is_lost:
+        return False
     if get_current_settings().api.url is None:
         return True  # a temporary one lives as long as this process
     # Prefect's client knows of certificates and passwords.
-    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
+    with _brief_client() as client:
         return client.api_healthcheck() is None
+
+
+@contextmanager
+def _brief_client() -> Iterator[SyncPrefectClient]:
+    """A client that asks once, and not for long."""
+    settings = {"timeout": ANSWER_SECONDS}
+    with (
+        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+        get_client(sync_client=True, httpx_settings=settings) as client,
+    ):
+        yield client
 
 
 @contextmanager
@@ -187,10 +203,11 @@ def watched(run: UUID, cancel: Callable[[], None]) -> Iterator[None]:
     over = threading.Event()
     seconds = heartbeat_seconds()
     logger = get_run_logger()
+    logging.raiseExceptions = False  # or each line that can't be sent would be complained of
 
     def watch() -> None:
         beat_at = 0.0
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
+        with _brief_client() as client:
             while not over.wait(LOOK_SECONDS):
                 if time.monotonic() >= beat_at:
                     beat_at = time.monotonic() + seconds
@@ -224,9 +241,9 @@ def _lose(logger: Any) -> None:
     global _is_lost
     if not _is_lost:
         _is_lost = True
-        logging.raiseExceptions = False  # or each line that can't be sent would be complained of
-        for handler in {*logging.getLogger("prefect").handlers, *logging.getLogger().handlers}:
-            handler.addFilter(_is_news)
+        for name in ("", "prefect", "prefect._internal"):  # those that have handlers of their own
+            for handler in logging.getLogger(name).handlers:
+                handler.addFilter(_is_news)
         logger.warning(
             "Prefect's server does not answer at %s. The run goes on and is recorded in DVC; the UI lags behind.",
             get_current_settings().api.url,

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
-from flows.files import replace
+from flows import files
 from flows.graph import GraphError
 
 START_SECONDS = 120.0  # for the server to answer, and for the worker to be there
 END_SECONDS = 20.0  # for one to end by itself
-SAME_SECONDS = 5.0  # between what two looks at a process tell of its start
 POLL_SECONDS = 5  # between two looks of the worker at what there is to run
 STATE = "state.json"
 
@@ -31,17 +33,17 @@ class Process:
 
     Attributes:
         pid: its number.
-        started: when, in seconds since 1970: another one may get the number later.
+        birth: when it was started, and on which start of the machine: another one may get the number later.
     """
 
     pid: int
-    started: float
+    birth: str
 
     def alive(self) -> psutil.Process | None:
         """The process, if it still runs."""
-        with suppress(psutil.NoSuchProcess):
+        with suppress(psutil.NoSuchProcess, OSError):
             process = psutil.Process(self.pid)
-            if abs(process.create_time() - self.started) < SAME_SECONDS and process.status() != psutil.STATUS_ZOMBIE:
+            if _birth(self.pid) == self.birth and process.status() != psutil.STATUS_ZOMBIE:
                 return process
         return None
 
@@ -54,16 +56,23 @@ class Services:
         url: of the UI.
         server: its process.
         worker: that of the worker.
+        database: a sign of the address that the server's database was given.
     """
 
     url: str
     server: Process
     worker: Process | None = None
+    database: str = ""
 
     @property
     def api(self) -> str:
-        """The address of the server's API."""
-        return f"{self.url}/api"
+        """The address of the server's API, from this machine."""
+        return f"{self.near}/api"
+
+    @property
+    def near(self) -> str:
+        """The server's address from this machine: one that listens at all of its addresses listens here, too."""
+        return self.url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
 
 
 def place(root: Path) -> Path:
@@ -71,15 +80,46 @@ def place(root: Path) -> Path:
     return root / ".dvc" / "tmp" / "labdag" / "server"
 
 
+@contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Wait until no other process starts or ends the project's services."""
+    place(root).mkdir(parents=True, exist_ok=True)
+    with (place(root) / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def running(root: Path) -> Services | None:
-    """The services that `start` has started for the project, if their server still runs."""
+    """The services that `start_server` has started for the project, if their server still runs."""
+    found = _noted(root)
+    return found if found is not None and found.server.alive() else None
+
+
+def _noted(root: Path) -> Services | None:
+    """What was started last, whether it still runs or not."""
     try:
         told = json.loads((place(root) / STATE).read_text(encoding="utf-8"))
         worker = told["worker"] and Process(**told["worker"])
-        found = Services(told["url"], Process(**told["server"]), worker)
+        return Services(told["url"], Process(**told["server"]), worker, told["database"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if found.server.alive() else None
+
+
+def check_same(found: Services, host: str | None, port: int | None, database: str | None) -> None:
+    """See to it that nothing else is asked for than what runs already.
+
+    Raises:
+        GraphError: it is.
+    """
+    asked = urlsplit(found.url)
+    if (host or asked.hostname, port or asked.port) != (asked.hostname, asked.port):
+        raise GraphError(
+            f"The server is up at {found.url} already; `labdag down` ends it, so that it can be elsewhere."
+        )
+    if database is not None and _sign(database) != found.database:
+        raise GraphError(
+            f"The server at {found.url} has another database; `labdag down` ends it, so that it can change."
+        )
 
 
 def start_server(root: Path, host: str, port: int, database: str | None) -> Services:
@@ -89,7 +129,7 @@ def start_server(root: Path, host: str, port: int, database: str | None) -> Serv
         root: of the project.
         host: the address to listen at.
         port: the port there.
-        database: its database's address; None takes the one that Prefect is set to, or its own SQLite.
+        database: its database's address; None takes the one that Prefect is set to, or an SQLite of the project's own.
 
     Raises:
         GraphError: the port is taken, or the server does not start.
@@ -97,7 +137,6 @@ def start_server(root: Path, host: str, port: int, database: str | None) -> Serv
     import httpx  # here, for `running` is asked by every command
 
     folder = place(root)
-    folder.mkdir(parents=True, exist_ok=True)
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -107,9 +146,13 @@ def start_server(root: Path, host: str, port: int, database: str | None) -> Serv
                 f"No server can be started at {host}, port {port} ({error.strerror}); name another with --port."
             ) from None
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
     env = {
-        # Where the UI's pages, in a browser, look for the API; whoever puts a proxy in front sets another address.
-        "PREFECT_UI_API_URL": os.environ.get("PREFECT_UI_API_URL", f"{url}/api"),
+        # What the server keeps is the project's own: with another project's server it would share runs and their ends.
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_PROFILES_PATH": os.environ.get("PREFECT_PROFILES_PATH", str(home / "profiles.toml")),
+        # Where the UI's pages, in a browser, look for the API: at the address that they came from.
+        "PREFECT_UI_API_URL": os.environ.get("PREFECT_UI_API_URL", "/api"),
         # A run holds its deployment's concurrency slot by a lease. In memory, Prefect's default, leases are lost with
         # the server, and the slot of a run that died is never free again.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
@@ -117,18 +160,23 @@ def start_server(root: Path, host: str, port: int, database: str | None) -> Serv
     }
     if database is not None:
         env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = _async(database)
+    before = _noted(root)
+    worker = before.worker if before else None
+    if before is not None and worker is not None and before.url != url:  # it has lost its server
+        _end(worker)
+        worker = None
     log = folder / "server.log"
     process = _started(["server", "start", "--host", host, "--port", str(port)], root, log, env)
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.alive():
+    services = Services(url, process, worker, _sign(database))
+    _write(folder, services)
+
+    def answers() -> bool:
         with suppress(httpx.TransportError):
-            if httpx.get(f"{url}/api/health", timeout=5).status_code == httpx.codes.OK:
-                services = Services(url, process)
-                _write(folder, services)
-                return services
-        time.sleep(0.2)
-    _end(process)
-    raise GraphError(f"The server did not start; {log} ends with: {_last(log)}")
+            return httpx.get(f"{services.near}/api/health", timeout=5).status_code == httpx.codes.OK
+        return False
+
+    _await(process, answers, "server", log)
+    return services
 
 
 def start_worker(root: Path, services: Services, pool: str) -> Services:
@@ -141,28 +189,38 @@ def start_worker(root: Path, services: Services, pool: str) -> Services:
     log = folder / "worker.log"
     env = {"PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS", str(POLL_SECONDS))}
     process = _started(["worker", "start", "--pool", pool, "--type", "process"], root, log, env)
+    services = replace(services, worker=process)
+    _write(folder, services)
+    _await(process, lambda: "started!" in log.read_text(encoding="utf-8", errors="replace"), "worker", log)
+    return services
+
+
+def _await(process: Process, is_there: Callable[[], bool], name: str, log: Path) -> None:
+    """Wait until what was started is ready; end it if it does not become so, or if nobody waits any more."""
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.alive():
-        if "started!" in log.read_text(encoding="utf-8", errors="replace"):
-            services = Services(services.url, services.server, process)
-            _write(folder, services)
-            return services
-        time.sleep(0.2)
+    try:
+        while time.monotonic() < deadline and process.alive():
+            if is_there():
+                return
+            time.sleep(0.2)
+    except BaseException:
+        _end(process)
+        raise
     _end(process)
-    raise GraphError(f"The worker did not start; {log} ends with: {_last(log)}")
+    raise GraphError(f"The {name} did not start; {log} ends with: {_last(log)}")
 
 
 def stop(root: Path, tell: Callable[[str], None]) -> bool:
     """End the worker with the runs that it has, and then the server; tells whether there was any."""
-    folder = place(root)
-    services = running(root)
+    services, any_ended = _noted(root), False
     if services is not None:
         for name, process in (("worker", services.worker), ("server", services.server)):
             if process is not None and process.alive():
                 _end(process)
                 tell(f"ended the {name} (process {process.pid})")
-    (folder / STATE).unlink(missing_ok=True)
-    return services is not None
+                any_ended = True
+    (place(root) / STATE).unlink(missing_ok=True)
+    return any_ended
 
 
 def use(services: Services) -> None:
@@ -184,7 +242,21 @@ def _started(arguments: list[str], root: Path, log: Path, env: dict[str, str]) -
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return Process(process.pid, psutil.Process(process.pid).create_time())
+    return Process(process.pid, _birth(process.pid))
+
+
+def _birth(pid: int) -> str:
+    """When a process was started, as the kernel counts it, and when the machine was.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    ticks = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    return f"{Path('/proc/sys/kernel/random/boot_id').read_text(encoding='utf-8').strip()} {ticks}"
+
+
+def _sign(database: str | None) -> str:
+    return hashlib.sha256(database.encode()).hexdigest() if database else ""
 
 
 def _end(process: Process) -> None:
@@ -204,7 +276,7 @@ def _end(process: Process) -> None:
 
 
 def _write(folder: Path, services: Services) -> None:
-    replace(folder / STATE, json.dumps(asdict(services)), folder)
+    files.replace(folder / STATE, json.dumps(asdict(services)), folder)
 
 
 def _async(database: str) -> str:

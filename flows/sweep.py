@@ -267,9 +267,12 @@ class _Work:
             "--slots",
             f"{CPU}={cores}",
         ]
-        env = {CLAIMS: str(claims), PARENT: str(os.getpid()), "PREFECT_API_URL": server.address(), **PLAIN_LOG}
+        env = os.environ | {CLAIMS: str(claims), PARENT: str(os.getpid()), "PREFECT_API_URL": server.address()}
+        env |= PLAIN_LOG
+        if not server.answers():  # it was there when the sweep began: the point gets a temporary one
+            del env["PREFECT_API_URL"]
         last = ""
-        with self.children.started(command, copy, os.environ | env) as process:
+        with self.children.started(command, copy, env) as process:
             lines = Lines()
             assert process.stdout is not None
             while True:

@@ -30,6 +30,7 @@ stages:
   slow: {cmd: 'echo at work > begun; sleep 8; echo 1 > slow.txt', outs: [slow.txt]}
   last: {cmd: cat slow.txt > last.txt, deps: [slow.txt], outs: [last.txt]}
 """
+FLOW = "deployments: [{name: a, entrypoint: flows.reproduce.reproduce"
 
 
 def need(program: str) -> str:
@@ -119,9 +120,9 @@ def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
     started: list[Path] = []
 
     def start(folder: Path, *options: str) -> Up:
+        port = () if folder in started else ("--port", str(free_port()))
         started.append(folder)
-        home = str(tmp_path / "prefect")
-        run("labdag", "up", "--port", str(free_port()), *options, cwd=folder, PREFECT_HOME=home)
+        run("labdag", "up", *port, *options, cwd=folder, PREFECT_HOME=str(tmp_path / "prefect"))
         return Up(folder)
 
     yield start
@@ -226,19 +227,75 @@ def test_up_and_down(up: Callable[..., Up], toy: Callable[..., Path], monkeypatc
     again = run("labdag", "up", cwd=folder)
     assert site.services.url in again.stdout
     assert "starting" not in again.stdout
+    for wrong, sentence in (
+        (("--port", "1"), f"The server is up at {site.services.url} already; `labdag down` ends it"),
+        (("--host", "0.0.0.0"), f"The server is up at {site.services.url} already; `labdag down` ends it"),
+        (("--database", "sqlite+aiosqlite:////tmp/a.db"), f"The server at {site.services.url} has another database"),
+    ):
+        assert f"Error: {sentence}" in run("labdag", "up", *wrong, cwd=folder, check=False).stderr
     (folder / "prefect.yaml").write_text("deployments: [{name: a}]")  # what is up stays up
     assert "entrypoint is missing" in run("labdag", "up", cwd=folder, check=False).stderr
-    (folder / "prefect.yaml").unlink()
     assert services.running(folder) == site.services
+    monkeypatch.delenv("PREFECT_SERVER_API_AUTH_STRING")
+    (folder / "prefect.yaml").unlink()
+    for command in ("run", "up", "serve"):
+        refused = run("labdag", command, cwd=folder, check=False)
+        assert refused.returncode == 1
+        assert refused.stderr.splitlines()[-1] == (
+            f"Error: The Prefect server at {site.api} wants a password: set PREFECT_API_AUTH_STRING=user:password."
+        )
+        assert "Traceback" not in refused.stderr
     processes = [site.services.server, site.services.worker]
     listening = [each.laddr for process in processes if process
                  for each in psutil.Process(process.pid).net_connections() if each.status == "LISTEN"]  # fmt: skip
     assert {address.ip for address in listening} == {"127.0.0.1"}
-    taken = run("labdag", "up", "--port", site.services.url.rpartition(":")[2], cwd=folder.parent, check=False)
-    assert taken.returncode == 1
+    psutil.Process(site.services.server.pid).kill()  # the worker is ended all the same
+    wait_for(lambda: services.running(folder) is None)
     run("labdag", "down", cwd=folder)
     assert all(is_gone(process.pid) for process in processes if process)
     assert run("labdag", "down", cwd=folder).stdout == "Nothing is up here.\n"
+
+
+def test_an_up_that_is_interrupted_leaves_nothing(toy: Callable[..., Path]) -> None:
+    folder = toy(TOY)
+    command = ["labdag", "up", "--port", str(free_port())]
+    note = services.place(folder) / services.STATE
+    for is_begun in (note.exists, lambda: note.exists() and '"worker": {' in note.read_text()):
+        with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as starting:
+            wait_for(is_begun, 90)
+            told = json.loads(note.read_text())
+            starting.send_signal(signal.SIGINT)
+            starting.wait(60)
+        for process in (told["server"], told["worker"]):
+            assert process is None or is_gone(process["pid"])
+        assert not note.exists()
+
+
+def test_projects_keep_out_of_each_others_way(
+    up: Callable[..., Up], toy: Callable[..., Path], postgres: str, tmp_path: Path
+) -> None:
+    folder = toy(TOY)
+    one = up(folder, "--database", postgres)
+    entry = "{name: %s, entrypoint: flows.reproduce.reproduce, work_pool: {name: labdag}, schedules: [{%s}]}"
+    for name, schedule in (("daily", "interval: 86400, active: false"), ("weekly", "rrule: FREQ=WEEKLY")):
+        (folder / "prefect.yaml").write_text(f"deployments: [{entry % (name, schedule)}]")
+        said = run("labdag", "up", cwd=folder).stdout
+    assert "deployment   reproduce/weekly (FREQ=WEEKLY UTC)" in said
+    known = [each["name"] for each in one.post("deployments/filter")]
+    assert "weekly" in known
+    assert not {"daily", "pipeline"} & {*known}  # what is not declared any more is not deployed
+
+    other = tmp_path / "other"
+    shutil.copytree(folder, other, ignore=shutil.ignore_patterns("tmp"))
+    command = ("labdag", "up", "--port", str(free_port()))
+    refused = run(*command, "--database", postgres, cwd=other, check=False)
+    assert "has a deployment reproduce/weekly already, of the project in" in refused.stderr
+    assert services.running(other) is None
+    assert services.running(folder) == one.services
+    (other / "prefect.yaml").unlink()
+    two = up(other)  # with a database of its own
+    assert [each["name"] for each in two.post("deployments/filter")] == ["pipeline"]
+    assert "weekly" in [each["name"] for each in one.post("deployments/filter")]
 
 
 def test_a_port_that_is_taken_is_told(toy: Callable[..., Path], prefect_server: str) -> None:
@@ -283,6 +340,10 @@ def test_serve_runs_deployments_without_a_worker(
         ("deployments: [{name: a}]", "deployments[0].entrypoint is missing"),
         ("deployments: [{name: a, entrypoint: flows.retrain.nothing}]", "should be a module and the flow in it"),
         ("deployments: [{name: a, entrypoint: nothing}]", "should be a module and the flow in it"),
+        ("deployments: [{name: a, entrypoint: tests.nothing.flow}]", "can't be imported: No module named"),
+        (f"{FLOW}, schedules: [{{timezone: UTC}}]}}]", "schedules[0] has none of cron, interval, rrule"),
+        (f"{FLOW}, schedules: [{{cron: at noon}}]}}]", "schedules[0]: Invalid cron"),
+        (f"{FLOW}, schedules: [{{cron: 0 3 * * *, zone: UTC}}]}}]", "unexpected keyword argument 'zone'"),
     ],
 )
 def test_a_prefect_yaml_that_is_wrong_is_told(text: str, sentence: str, tmp_path: Path) -> None:
