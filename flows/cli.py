@@ -333,14 +333,15 @@ def _print_markdown(rows: list[dict[str, str]]) -> None:
 def sweep(
     target: Annotated[str, typer.Argument(help="A lab, or any target of `labdag run`.")],
     values: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--set",
             "-S",
             metavar="NAME=VALUES",
             help="A param and its values: lr=0.1,0.01, seed=1..5; for a search, a range: lr=1e-4..1e-1:log.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Points at once.")] = 1,
     trials: Annotated[
         int | None,
@@ -351,7 +352,7 @@ def sweep(
 ) -> None:
     """Make a target with combinations of some values, each in a copy, and record them as DVC experiments."""
     root = _project()
-    _check_points(root, target, values, is_grid=trials is None, are_labs=_check_params(root) is not None)
+    _check_points(root, target, values or [], is_grid=trials is None, are_labs=_check_params(root) is not None)
     from flows.sweep import sweep as made
     from flows.swept import Found, Sweep
 
@@ -359,7 +360,7 @@ def sweep(
         made,
         "what is recorded stays; started again, the sweep goes on from there.",
         target=target,
-        values=values,
+        values=values or [],
         jobs=jobs,
         trials=trials,
         metric=metric,
@@ -447,14 +448,16 @@ def _check_points(root: Path, target: str, values: list[str], *, is_grid: bool, 
     import copy
 
     from flows import graph
-    from flows.points import apply, corners, grid, read, settings
+    from flows.points import apply, corners, grid, read, require_read, settings
     from flows.targets import select
     from flows.workspace import require_commit
 
     require_commit(root)
-    select(graph.prepare(root).stages, [target])
+    pipeline = graph.prepare(root)
+    stages = select(pipeline.stages, [target])
     text = read(root)
     chosen = settings(values, text, target)
+    require_read(pipeline, stages, chosen, target)
     points = grid(target, chosen) if is_grid else corners(target, chosen)
     if are_labs:
         from stages import params

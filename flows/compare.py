@@ -178,6 +178,10 @@ def _lines(
     for name in dict.fromkeys([*old, *new]):
         if old.get(name) != new.get(name):
             yield Line(target, name.partition(f".{target}.")[2] or name, old.get(name), new.get(name))
+    for stage in (name for name in now if name in was):
+        one, other = was[stage].command, now[stage].command
+        if one and other and one != other:
+            yield Line(target, f"command of {stage}", *_ends(one, other))
     old, new = ({k: v for record in side.values() for k, v in record.files.items()} for side in (was, now))
     changed = sorted(path for path in {**old, **new} if old.get(path) != new.get(path))
     for path in changed[:FILES]:
@@ -202,6 +206,15 @@ def _lines(
     for side in (was, now):
         for path in (path for record in side.values() for path in record.missing):
             yield Line(target, path, remark="its content is not in DVC's cache; `dvc fetch` may have it")
+
+
+def _ends(one: str, other: str) -> tuple[str, str]:
+    """Two commands, without the words with which both begin."""
+    words, others = one.split(), other.split()
+    pairs = zip(words, others, strict=False)
+    same = next((n for n, (word, its) in enumerate(pairs) if word != its), min(len(words), len(others)))
+    ends = [" ".join(["…", *each[same:]] if same else each) for each in (words, others)]
+    return ends[0], ends[1]
 
 
 def metrics_of(records: Mapping[str, Record]) -> dict[str, Any]:

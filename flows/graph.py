@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 NEVER_RUN = "never run"
 UNCHANGED = "nothing that it reads or writes changed"
+_TEMPLATE = re.compile(r"\$\{\s*([^}\s\[]+)")  # a param's name in dvc.yaml
 SHOWN = 40  # characters of a param's value
 
 
@@ -325,6 +327,22 @@ class Pipeline:
                 with suppress(OSError), Path(path).open("rb") as file:
                     found[Path(path).relative_to(dep.fs_path).as_posix()] = hashlib.file_digest(file, "md5").hexdigest()
         return found
+
+    def unread(self, names: Iterable[str], params: Iterable[str]) -> list[str]:
+        """Those of some params of params.yaml, by their dotted names, that change nothing for any of some stages."""
+        from dvc.dependency import ParamsDependency
+
+        file = str(self.root / "params.yaml")
+        read = set()
+        for dep in (dep for name in names for dep in self._nodes[name].deps if dep.fs_path == file):
+            if not (isinstance(dep, ParamsDependency) and dep.params):
+                return []  # all of the file
+            read |= {*dep.params}
+        # What stands in a stage's command and elsewhere, or is taken apart by foreach.
+        for path in (path for path in self._files if path.endswith("dvc.yaml")):
+            read |= {*_TEMPLATE.findall(Path(path).read_text(encoding="utf-8"))}
+        return [name for name in params if not any(f"{name}.".startswith(f"{each}.") or
+                                                   f"{each}.".startswith(f"{name}.") for each in read)]  # fmt: skip
 
     def always_run(self, names: Iterable[str]) -> list[str]:
         """Those of some stages that DVC runs each time, whether anything changed or not."""

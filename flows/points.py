@@ -15,7 +15,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from flows.graph import GraphError, flat
+from flows.graph import GraphError, Pipeline, flat
 
 PARAMS = "params.yaml"
 _NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?"
@@ -97,6 +97,19 @@ def settings(texts: Iterable[str], params: Any, key: str) -> list[Setting]:
     if not found:
         raise GraphError("Nothing is varied: name params and their values, such as -S seed=1..5.")
     return [Setting(name, _short(name, found), values) for name, values in found.items()]
+
+
+def require_read(pipeline: Pipeline, names: Iterable[str], chosen: Iterable[Setting], target: str) -> None:
+    """See to it that each setting makes a difference.
+
+    Raises:
+        GraphError: no stage reads a param.
+    """
+    if unread := pipeline.unread(names, [setting.name for setting in chosen]):
+        raise GraphError(
+            f"Nothing of {target} reads {unread[0]}, so its value makes no difference: name it in the `params:` of the "
+            "stage in dvc.yaml that does."
+        )
 
 
 def grid(target: str, chosen: list[Setting]) -> list[Point]:

@@ -31,7 +31,7 @@ from flows.gate import Check, Gate, judge
 from flows.gate import read as read_gate
 from flows.git import GitError, git, top
 from flows.graph import GraphError, Pipeline, Stage, find_root
-from flows.points import Point, Setting, Span, read, settings, write
+from flows.points import Point, Setting, Span, read, require_read, settings, write
 from flows.registry import Version, register, versions, was_registered
 from flows.reproduce import RunCancelledError, StageFailedError, reproduce
 from flows.retrained import THEIRS, Past, free_name, known
@@ -257,6 +257,7 @@ class _Work:
             model = self._model(pipeline, stages)
             gate = read_gate(read(copy), self.target)
             chosen = self._settings(copy)
+            require_read(pipeline, stages, chosen, self.target)
             for name in stages:
                 if strays := pipeline.strays(name):
                     raise GraphError(f"{name} can't be made in a clone: {strays[0]} lies outside the repository.")

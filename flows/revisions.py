@@ -32,6 +32,7 @@ class Record:
         metrics: what its metrics files held, by path from the root.
         missing: metrics files that DVC's cache does not have, and that are not there either.
         edited: dotted names of params that have another value in the revision than the stage was run with.
+        command: what was run, words and lines apart by a space; None where that is not known.
     """
 
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -39,6 +40,7 @@ class Record:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     edited: tuple[str, ...] = ()
+    command: str | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,10 @@ class History:
         for commit in dict.fromkeys([*experiments.values(), *(baseline for _, baseline in experiments)]):
             other = self.locked(commit, records)
             theirs = _merged(record.params for record in other.values())
-            is_like = all(records[name].files == record.files for name, record in other.items())
+            is_like = all(
+                (records[name].files, records[name].command) == (record.files, record.command)
+                for name, record in other.items()
+            )
             if is_like and len(other) == len(records) and seed in theirs and {**theirs, seed: own[seed]} == own:
                 found.setdefault(theirs[seed], _merged(record.metrics for record in other.values()))
         return found
@@ -183,7 +188,8 @@ class History:
             )
             metrics[path] = _parsed(text, path)
         read = {_joined(folder, dep["path"]): str(dep.get("md5")) for dep in entry.get("deps", ())}
-        return Record(params, {path: md5 for path, md5 in read.items() if not _is_made(path, self._made)}, metrics)
+        files = {path: md5 for path, md5 in read.items() if not _is_made(path, self._made)}
+        return Record(params, files, metrics, command=_command(entry.get("cmd")))
 
 
 def _revision(repo: Repo, name: str) -> Revision:
@@ -227,7 +233,14 @@ def _record(repo: Repo, node: Any, made: set[str]) -> Record:
                 metrics[relative(repo, out)] = _held(repo, out)
             except OSError:
                 missing.append(relative(repo, out))
-    return Record(params, files, metrics, tuple(missing), tuple(edited))
+    return Record(
+        params, files, metrics, tuple(missing), tuple(edited), None if node.cmd_changed else _command(node.cmd)
+    )
+
+
+def _command(cmd: Any) -> str | None:
+    """A stage's command in one line, which dvc.yaml may have as a list."""
+    return " ".join(" ".join(cmd if isinstance(cmd, list) else [cmd]).split()) if cmd else None
 
 
 def _is_made(path: str, made: set[str]) -> bool:

@@ -13,7 +13,13 @@ Metrics = Mapping[str, Any]
 
 
 class Search(Protocol):
-    """Gives points one by one, and is told what became of each."""
+    """Gives points one by one, and is told what became of each.
+
+    Attributes:
+        count: how many it may give.
+    """
+
+    count: int
 
     def ask(self) -> Point | None:
         """The next point; None if there is none left."""
@@ -26,7 +32,7 @@ class Grid:
     """All points, one after the other."""
 
     def __init__(self, points: list[Point]) -> None:
-        self._left = list(points)
+        self._left, self.count = list(points), len(points)
 
     def ask(self) -> Point | None:
         """The next point; None if there is none left."""
@@ -65,7 +71,7 @@ class Study:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._maximize = maximize
+        self.count, self._maximize = trials, maximize
         self._target, self._settings, self._trials, self._metric, self._log = target, settings, trials, metric, log
         file.parent.mkdir(parents=True, exist_ok=True)
         self._study = optuna.create_study(

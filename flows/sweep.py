@@ -37,7 +37,7 @@ from flows.git import GitError, git, snapshot, top
 from flows.graph import GraphError, Pipeline, Stage, find_root, take
 from flows.journal import Journal
 from flows.output import Lines
-from flows.points import Point, grid, read, settings, write
+from flows.points import Point, grid, read, require_read, settings, write
 from flows.revisions import History, Record
 from flows.schedule import CPU, detected
 from flows.search import Grid, Search, Study
@@ -102,6 +102,7 @@ def _swept(
         pipeline = held.enter_context(take(folder))
         stages = select(pipeline.stages, [target])
         chosen = settings(values, read(folder), target)
+        require_read(pipeline, stages, chosen, target)
         digest = pipeline.fingerprint(stages, [setting.name for setting in chosen])[:DIGITS]
         for name in stages:
             if strays := pipeline.strays(name):
@@ -157,6 +158,7 @@ def _made(work: _Work, search: Search, known: Iterable[Point] = ()) -> list[Resu
         point = ended.get()
         del running[point.name]
         results[point.name] = work.results.get(point.name) or Result(point, Found.FAILED, reason="Prefect lost it")
+        get_run_logger().info("%d of %d points", len(results), search.count)
         search.tell(point, results[point.name].told())
 
 

@@ -121,6 +121,14 @@ def test_other_code_is_no_noise(labs: Path) -> None:
     (labs / "train.py").write_text(TRAIN.replace("0.5 + lab", "0.4 + lab"))
     run("dvc", "repro", "--quiet", cwd=labs)
     assert next(line for line in lines(labs) if line["what"] == "accuracy")["noise"] is None
+    run("git", "checkout", "train.py", cwd=labs)
+    (labs / "dvc.yaml").write_text(PIPELINE.replace("train.py ${key}", "train.py ${key} --twice"))
+    run("dvc", "repro", "--quiet", cwd=labs)
+    edit_params(labs, labs__a__seed=2)
+    run("dvc", "repro", "--quiet", cwd=labs)
+    found = {line["what"]: line for line in lines(labs) if line["result"] == "a"}
+    assert found["accuracy"]["noise"] is None
+    assert (found["command of train@a"]["old"], found["command of train@a"]["new"]) == ("…", "… --twice")
 
 
 def test_metrics_of_any_shape_are_told(toy: Callable[..., Path]) -> None:

@@ -326,6 +326,8 @@ def test_mistakes_get_a_sentence(repository: Path) -> None:
 
     assert "Nothing is called 'trian'" in refusal("trian", "-S", "seed=1")
     assert "has no param 'sed'" in refusal("train", "-S", "sed=1")
+    assert "Nothing of train reads train.about, so its value makes no difference" in refusal("train", "-S", "about=a,b")
+    assert "Nothing is varied: name params and their values, such as -S seed=1..5." in refusal("train")
     run("git", "update-ref", "-d", "HEAD", cwd=repository)
     assert "has no commit" in refusal("train", "-S", "seed=1")
 
