@@ -514,9 +514,9 @@ def up(
             from flows import deployments
 
             declared = deployments.read(root)
-            names = deployments.deploy(root, found.api, services.place(root), declared)
+            names = deployments.deploy(root, found.api, found.database, services.place(root), declared)
             if found.worker is None or not found.worker.alive():
-                if count := deployments.end_orphans(names):
+                if count := deployments.end_orphans(root, names):
                     print(f"{count} runs of a worker that had ended are marked Crashed")
                 print("starting the worker ...", flush=True)
                 found = services.start_worker(root, found, deployments.POOL)

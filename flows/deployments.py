@@ -42,7 +42,7 @@ from flows.graph import GraphError
 FILE = "prefect.yaml"
 POOL = "labdag"
 KINDS = ("cron", "interval", "rrule")  # of schedules
-DEPLOYED = "deployed.json"  # names of what a project has deployed
+DEPLOYED = "deployed.json"  # names of what a project has deployed, by database
 UNENDED = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 SOONEST = 10.0  # seconds without a sign of life that Prefect lets an automation act on
 AUTOMATION = "labdag: end runs that died"
@@ -137,7 +137,7 @@ def _schedule(entry: Any, where: str) -> Schedule:
         raise GraphError(f"{where}: {error}") from None
 
 
-def deploy(root: Path, api: str, place: Path, declared: list[Deployment]) -> list[str]:
+def deploy(root: Path, api: str, database: str, place: Path, declared: list[Deployment]) -> list[str]:
     """Create the work pool, the deployments and the automation on a server, or bring them up to date.
 
     What was deployed so before and is not declared any more is deleted.
@@ -145,31 +145,31 @@ def deploy(root: Path, api: str, place: Path, declared: list[Deployment]) -> lis
     Args:
         root: of the project.
         api: the server's address.
+        database: a sign of the server's database.
         place: a folder for what is needed for it.
         declared: as `read` tells it.
 
     Returns:
-        The names of all that the project has ever deployed.
+        The names of what the project has deployed there, this time or before.
 
     Raises:
         GraphError: Prefect refuses a deployment, or another project has one of that name on the server.
     """
     names = [each.name for each in declared]
     note = place / DEPLOYED
-    before = json.loads(note.read_text(encoding="utf-8")) if note.exists() else []
+    everywhere = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+    before = everywhere.get(database, [])
     with get_client(sync_client=True) as client:
         for name in names:
             with suppress(ObjectNotFound):
-                known = client.read_deployment_by_name(name)
-                other = _folder(known)
-                if name not in before and other is not None and other != root and other.is_dir():
+                if other := _other_project(client.read_deployment_by_name(name), root):
                     raise GraphError(
                         f"The server at {api} has a deployment {name} already, of the project in {other}; give this "
                         f"one another name in {FILE}, or have `labdag up` take another database."
                     )
         template = ProcessWorker.get_default_base_job_template()
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template), overwrite=True)
-        replace(note, json.dumps(sorted({*before, *names})), place)
+        replace(note, json.dumps(everywhere | {database: sorted({*before, *names})}), place)
         path = root / FILE
         if not path.exists():
             path = place / FILE
@@ -181,18 +181,21 @@ def deploy(root: Path, api: str, place: Path, declared: list[Deployment]) -> lis
             raise GraphError(f"{path} can't be deployed to {api}: {said[-1] if said else 'Prefect did not say why'}")
         for name in sorted({*before} - {*names}):
             with suppress(ObjectNotFound):
-                client.delete_deployment(client.read_deployment_by_name(name).id)
-    replace(note, json.dumps(sorted(names)), place)
+                known = client.read_deployment_by_name(name)
+                if not _other_project(known, root):
+                    client.delete_deployment(known.id)
+    replace(note, json.dumps(everywhere | {database: sorted(names)}), place)
     end_dead_runs()
     return sorted({*before, *names})
 
 
-def _folder(deployment: DeploymentResponse) -> Path | None:
-    """The project that a deployment belongs to, if it is on this machine."""
+def _other_project(deployment: DeploymentResponse, root: Path) -> Path | None:
+    """The other project on this machine that a deployment belongs to, if it does."""
     for step in deployment.pull_steps or ():
         for name, options in step.items():
             if name.endswith(".set_working_directory"):
-                return Path(options["directory"])
+                folder = Path(options["directory"])
+                return folder if folder != root and folder.is_dir() else None
     return None
 
 
@@ -219,16 +222,19 @@ def end_dead_runs() -> None:
         client.create_automation(wanted)
 
 
-def end_orphans(names: list[str]) -> int:
-    """Mark runs of some deployments that have not ended as Crashed, for when their worker has; tells how many."""
+def end_orphans(root: Path, names: list[str]) -> int:
+    """Mark unended runs of the project's deployments as Crashed, for when its worker has ended; tells how many."""
     count = 0
     with get_client(sync_client=True) as client:
         for name in names:
             with suppress(ObjectNotFound):
+                known = client.read_deployment_by_name(name)
                 unended = FlowRunFilter(
                     state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNENDED)),
-                    deployment_id=FlowRunFilterDeploymentId(any_=[client.read_deployment_by_name(name).id]),
+                    deployment_id=FlowRunFilterDeploymentId(any_=[known.id]),
                 )
+                if _other_project(known, root):
+                    continue
                 for run in client.read_flow_runs(flow_run_filter=unended):
                     client.set_flow_run_state(run.id, Crashed(message="its worker had ended"))
                     count += 1

@@ -41,11 +41,13 @@ def git(folder: Path, *arguments: str | Path, env: Mapping[str, str] | None = No
 
 
 def _reason(said: str) -> str:
-    """Why a git command failed: what it refused, or its last words that are not a hint."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    told = [line for line in lines if not line.startswith("hint: ")]
-    refused = next((line for line in told if line.startswith("! ")), None) or (told or lines or [""])[-1]
-    return refused.removeprefix("! ").removeprefix("fatal: ").removeprefix("error: ")
+    """Why a git command failed: what was refused, or what it calls fatal, with what was said before that."""
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("hint: ")]
+    if refused := next((line for line in lines if line.startswith("! ")), None):
+        return refused.removeprefix("! ")
+    at = next((n for n, line in enumerate(lines) if line.startswith(("fatal: ", "error: "))), len(lines) - 1)
+    before = f" ({lines[at - 1]})" if at > 0 else ""
+    return lines[at].removeprefix("fatal: ").removeprefix("error: ") + before if lines else ""
 
 
 def top(folder: Path) -> Path:

@@ -223,6 +223,7 @@ class _Work:
             now = json.dumps([commit, self.values, self.remote])
             try:
                 if self._is_left(place, ready, now, commit):
+                    remove(place / ".git" / "index.lock")  # of a git that was killed
                     refresh(self.root, place)
                 else:
                     remove(ready)
@@ -263,7 +264,7 @@ class _Work:
                     raise GraphError(f"{name} can't be made in a clone: {strays[0]} lies outside the repository.")
             if imports := pipeline.imports(stages):
                 self.log(f"Checking upstream: {', '.join(imports)}")
-                dvc(copy, "update", "--quiet", *imports)
+                dvc(copy, "update", *imports)
             seen = signs(stages, copy, self.log)
             self._check_out(stages, copy)
             texts = [pipeline.fingerprint(stages, [setting.name for setting in chosen]), gate.model_dump_json(), model]
@@ -276,8 +277,7 @@ class _Work:
             always = [name for name in pipeline.always_run(stages) if name not in seen]
             if always:
                 self.log(f"DVC always runs {', '.join(always)}, so there is something to do each time.")
-            # What did not pass is tried again when another model is the champion.
-            elif same and not self.force and (same[-1].passed or same[-1].champion == held_against):
+            elif same and not self.force and self._is_settled(same[-1], model, held_against, copy):
                 return self._known(same[-1], model, copy)
             values = {s.name: self._value(s, digest, len(same)) for s in chosen}
             if values:
@@ -309,6 +309,12 @@ class _Work:
         against = f", against {champion.tag}" if champion else ""
         reason = f"{record.name} did not pass the gate{against}: {failed}"
         return Retraining(Ending.NOT_REGISTERED, reason, record.name, None, record.checks)
+
+    @staticmethod
+    def _is_settled(record: Past, model: str, champion: str | None, copy: Path) -> bool:
+        """Whether the gate would decide the same again: what it did not register was held against this champion."""
+        is_registered = record.passed and was_registered(top(copy), model, record.commit)
+        return is_registered or record.champion == champion
 
     def _model(self, pipeline: Pipeline, stages: Mapping[str, Stage]) -> str:
         """The name of the artifact to register."""
@@ -365,11 +371,10 @@ class _Work:
             replace(note, json.dumps(done), note.parent)
 
     def _check_out(self, stages: Mapping[str, Stage], copy: Path) -> None:
-        """Bring in the clone what DVC tracks and no stage makes."""
-        tracked = [name for name, stage in stages.items() if not stage.is_run and stage.outs]
-        missing = [name for name in tracked if any(not (copy / out.path).exists() for out in stages[name].outs)]
-        if missing:
-            dvc(copy, "pull" if self.pull else "checkout", "--quiet", *missing)
+        """Bring in the clone, whole, what DVC tracks and no stage makes."""
+        tracked = [name for name, stage in stages.items() if not stage.is_run and any(out.cached for out in stage.outs)]
+        if tracked:
+            dvc(copy, "pull" if self.pull else "checkout", "--force", *tracked)
 
     def _judged(self, copy: Path, champion: Version | None, gate: Gate) -> list[Check]:
         """Hold what was made against the gate; leaves a table of what is different from the champion."""
@@ -400,7 +405,7 @@ class _Work:
             if missing := [path for record in found.records.values() for path in record.missing]:
                 with tempfile.TemporaryDirectory(dir=copy / ".dvc" / "tmp") as place:
                     there = at_commit(copy, champion.commit, Path(place) / "champion")
-                    dvc(there, "fetch", "--quiet", *missing)
+                    dvc(there, "fetch", *missing)
                 found = history.read(champion.commit)
         except GraphError as error:
             raise GraphError(f"The champion, {champion.tag}, can't be read. {error}") from None
@@ -461,7 +466,7 @@ class _Work:
     def _push(self, record: Past, copy: Path) -> None:
         """Push what an experiment holds: what its stages have made, and what DVC tracks of what they read."""
         names = [name for name, stage in self._stages_at(copy, record).items() if any(out.cached for out in stage.outs)]
-        dvc(copy, "push", "--quiet", *names)
+        dvc(copy, "push", *names)
         self.log("Pushed to DVC's remote.")
 
     def _stages_at(self, copy: Path, record: Past) -> dict[str, Stage]:

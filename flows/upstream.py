@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from flows.graph import GraphError, Pipeline, Stage
@@ -16,6 +14,13 @@ from flows.retrained import Past
 
 DIGITS = 16  # of a digest that are enough to tell inputs apart
 CHECK_SECONDS = 3600.0  # that a look may take, of a stage with no timeout of its own
+# Runs a command, and kills it with all that it has started once nobody holds the other end of its standard input.
+_ENDED_WITH_PARENT = """
+exec 3<&0 </dev/null
+(cat <&3; kill -KILL 0) >/dev/null 2>&1 &
+exec 3<&-
+exec sh -c "$0"
+"""
 
 
 def signs(stages: Mapping[str, Stage], root: Path, log: Callable[[str], None]) -> dict[str, str]:
@@ -69,26 +74,30 @@ def _said(name: str, stage: Stage, folder: Path, log: Callable[[str], None]) -> 
     """What a stage's command prints."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     seconds = stage.meta.timeout or CHECK_SECONDS
-    with subprocess.Popen(
-        str(stage.meta.upstream),
-        shell=True,
-        cwd=folder,
-        env=os.environ | {"PATH": path},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    ) as process:
-        try:
-            printed, told = process.communicate(timeout=seconds)
-        except BaseException as error:  # nothing of it outlives the run
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise GraphError(f"{name}: the look upstream took more than {seconds:g} s, and was ended.") from None
-            raise
+    theirs, mine = os.pipe()
+    try:
+        process = subprocess.Popen(
+            ["sh", "-c", _ENDED_WITH_PARENT, str(stage.meta.upstream)],
+            cwd=folder,
+            env=os.environ | {"PATH": path},
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except BaseException:
+        os.close(mine)
+        raise
+    finally:
+        os.close(theirs)
+    try:
+        printed, told = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise GraphError(f"{name}: the look upstream took more than {seconds:g} s, and was ended.") from None
+    finally:
+        os.close(mine)
     said = [line for line in told.splitlines() if line.strip()]
     if process.returncode != 0:
         start = next((i for i, line in enumerate(said) if line.startswith("Error: ")), len(said) - 1)

@@ -19,6 +19,8 @@ from flows.revisions import EXPERIMENT, EXPERIMENTS
 
 CACHE = ".dvc/cache"  # of the copy
 TAGS = "refs/tags/"
+# Options of git by which remotes are reached.
+ACCESS = r"^((http|credential|url|protocol)\.|core\.(sshcommand|askpass|gitproxy)$)"
 
 
 @contextmanager
@@ -105,7 +107,7 @@ def twin(pipeline: Pipeline, names: Iterable[str], place: Path, *, is_configured
     if not is_configured:
         configure(copy, "cache.dir", str(pipeline.cache))
     if in_cache:
-        dvc(copy, "checkout", "--quiet", *in_cache)
+        dvc(copy, "checkout", *in_cache)
     return copy
 
 
@@ -233,12 +235,16 @@ def _clone(pipeline: Pipeline, place: Path, made: Iterable[str], sources: Iterab
 
 
 def _clone_git(top: Path, place: Path) -> None:
-    """Clone a git repository, with nothing checked out, and whoever commits there under the same name."""
+    """Clone a git repository, with nothing checked out, where one commits and reaches remotes as there."""
     # The clone reads the repository's own objects, and copies none.
     git(top, "clone", "--quiet", "--shared", "--no-checkout", str(top), str(place))
     for name in ("user.name", "user.email"):
         with suppress(GitError):  # it is not set
             git(place, "config", name, git(top, "config", name).rstrip("\n"))
+    with suppress(GitError):  # nothing of it is set
+        for entry in git(top, "config", "--local", "--null", "--get-regexp", ACCESS).split("\0")[:-1]:
+            name, _, value = entry.partition("\n")
+            git(place, "config", "--add", name, value)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -311,7 +317,7 @@ def dvc(root: Path, *arguments: str) -> str:
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("ERROR: ")]
-        said = (errors or lines or ["it said nothing"])[0].removeprefix("ERROR: ")
+        said = (errors or lines or ["it said nothing"])[0].removeprefix("ERROR: ").removeprefix("unexpected error - ")
         words = [word for word in arguments[:2] if not word.startswith("-")]
         raise GraphError(f"`dvc {' '.join(words)}` failed: {said}")
     return done.stdout

@@ -20,7 +20,7 @@ from flows.gate import Gate, judge, read
 from flows.graph import GraphError, Pipeline
 from flows.registry import register, versions, was_registered
 from flows.workspace import at_commit
-from tests.conftest import run, wait_for
+from tests.conftest import is_gone, run, wait_for
 
 PIPELINE = """
 stages:
@@ -28,7 +28,7 @@ stages:
     cmd: python log.py fetch
     deps: [log.py]
     outs: [raw]
-    meta: {upstream: python log.py upstream, timeout: 3}
+    meta: {upstream: python log.py upstream, timeout: 5}
   train:
     cmd: python log.py train
     deps: [log.py, raw]
@@ -57,6 +57,8 @@ if stage == "upstream":
     if "broken" in text:
         sys.exit("Error: the checksum is another one")
     if "slow" in text:
+        if "LOOKING" in os.environ:
+            open(os.environ["LOOKING"], "w").write(str(os.getpid()))
         time.sleep(60)
     print(text)
     sys.exit()
@@ -130,7 +132,7 @@ def test_what_passes_the_gate_is_registered_and_what_is_unchanged_is_left_alone(
     assert "Registered: train-retrain-1 passed the gate, and is digits@v0.0.1" in first.stdout
     assert re.search(r"accuracy ≥ 60.0% +70.0% +yes", first.stdout)
     assert state_of(repository) == before
-    assert not list((repository / ".dvc" / "tmp" / "labdag" / "retrain").glob("train*/*"))
+    assert [path.name for path in (repository / ".dvc" / "tmp" / "labdag" / "retrain").iterdir()] == ["train.lock"]
     seed = int(runs(repository)[-1].split()[1])
     assert seed > 0
 
@@ -185,7 +187,7 @@ def test_a_failure_leaves_no_trace_and_raises_an_event(repository: Path, prefect
         assert sentence in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr
         assert before == (state_of(repository), run("git", "for-each-ref", cwd=repository).stdout), options
-    assert not list((repository / ".dvc" / "tmp" / "labdag" / "retrain").glob("train*/*"))
+    assert [path.name for path in (repository / ".dvc" / "tmp" / "labdag" / "retrain").iterdir()] == ["train.lock"]
     (repository.parent / "link").symlink_to(repository)
     code = "from flows.retrain import retrain; retrain('nothing', root='link')"
     linked = run("python", "-c", code, cwd=repository.parent, check=False)
@@ -229,7 +231,7 @@ def test_data_that_changed_upstream_are_fetched_anew(repository: Path, tmp_path:
     (tmp_path / "source").write_text("slow")
     slow = retrain(repository, "-S", "lr=2.0")
     assert slow.returncode == 1
-    assert "Error: fetch: the look upstream took more than 3 s, and was ended." in slow.stderr
+    assert "Error: fetch: the look upstream took more than 5 s, and was ended." in slow.stderr
 
 
 def test_a_retraining_that_was_killed_goes_on_with_the_same_seed(repository: Path) -> None:
@@ -244,6 +246,43 @@ def test_a_retraining_that_was_killed_goes_on_with_the_same_seed(repository: Pat
     assert "Registered: train-retrain-1" in done.stdout, done.stderr
     assert [line.split()[0] for line in runs(repository)] == ["fetch", "train", "train"]
     assert len({line.split()[1] for line in runs(repository)}) == 1
+
+
+def test_what_waited_for_its_registration_is_held_against_the_new_champion(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("no folder")
+    refused = retrain(repository, "-S", "lr=2.0")
+    assert refused.returncode == 1
+    assert re.search(r"Error: `dvc push` failed: \[Errno \d+\] .*/store/", refused.stderr)
+    (tmp_path / "store").unlink()
+    assert (
+        "Registered: train-retrain-2 passed the gate, and is digits@v0.0.1" in retrain(repository, "-S", "lr=3").stdout
+    )
+    assert "NotRegistered: train-retrain-3 did not pass" in retrain(repository, "-S", "lr=2.0").stdout
+
+
+def test_a_clone_that_was_left_half_filled_is_filled(repository: Path, tmp_path: Path) -> None:
+    data = repository / "data"
+    data.mkdir()
+    for name in "abcd":
+        (data / name).write_text(name)
+    run("dvc", "add", "--quiet", "data", cwd=repository)
+    dvc_yaml = repository / "dvc.yaml"
+    dvc_yaml.write_text(dvc_yaml.read_text().replace("[log.py, raw]", "[log.py, raw, data]"))
+    run("git", "add", "--all", cwd=repository)
+    run("git", "commit", "--quiet", "--message", "Add data", cwd=repository)
+    (tmp_path / "source").write_text("slow")
+    clone = repository / ".dvc" / "tmp" / "labdag" / "retrain" / "train"
+    looking = tmp_path / "looking"
+    with subprocess.Popen(["labdag", "retrain", "train"], cwd=repository, env=os.environ | {"LOOKING": str(looking)},
+                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as killed:  # fmt: skip
+        wait_for(looking.exists, 60)
+        killed.kill()
+    wait_for(lambda: is_gone(int(looking.read_text() or 0)))  # the look ends with it
+    (clone / "data").mkdir()
+    (clone / "data" / "a").write_text("a")
+    (tmp_path / "source").write_text("one")
+    assert "Registered" in retrain(repository).stdout
+    assert "nfiles: 4" in run("git", "show", "digits@v0.0.1:data.dvc", cwd=repository).stdout
 
 
 def test_a_branch_of_a_remote_is_retrained_and_gets_the_version(repository: Path, tmp_path: Path) -> None:
@@ -270,6 +309,9 @@ def test_a_branch_of_a_remote_is_retrained_and_gets_the_version(repository: Path
     assert run("git", "tag", cwd=other).stdout == "digits@v0.0.1\n"
     set_param(other, "lr", 3.9)
     run("git", "push", "--quiet", cwd=other)
+    # The remote is known by a name that the repository's own settings explain.
+    run("git", "config", f"url.{central}.insteadOf", "school:labs", cwd=other)
+    run("git", "remote", "set-url", "origin", "school:labs", cwd=other)
     hook = central / "hooks" / "update"  # the remote takes no tag: it was given to another commit meanwhile
     hook.write_text("#!/bin/sh\ncase $1 in refs/tags/*) exit 1; esac\n")
     hook.chmod(0o755)

@@ -287,6 +287,8 @@ def test_projects_keep_out_of_each_others_way(
 
     other = tmp_path / "other"
     shutil.copytree(folder, other, ignore=shutil.ignore_patterns("tmp"))
+    services.place(other).mkdir(parents=True)  # of its own database
+    (services.place(other) / "deployed.json").write_text(json.dumps({"": ["reproduce/weekly"]}))
     command = ("labdag", "up", "--port", str(free_port()))
     refused = run(*command, "--database", postgres, cwd=other, check=False)
     assert "has a deployment reproduce/weekly already, of the project in" in refused.stderr
