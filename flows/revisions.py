@@ -234,7 +234,12 @@ def _record(repo: Repo, node: Any, made: set[str]) -> Record:
             except OSError:
                 missing.append(relative(repo, out))
     return Record(
-        params, files, metrics, tuple(missing), tuple(edited), None if getattr(node, "cmd_changed", False) else _command(node.cmd)
+        params,
+        files,
+        metrics,
+        tuple(missing),
+        tuple(edited),
+        None if getattr(node, "cmd_changed", False) else _command(node.cmd),
     )
 
 

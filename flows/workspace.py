@@ -318,6 +318,5 @@ def dvc(root: Path, *arguments: str) -> str:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("ERROR: ")]
         said = (errors or lines or ["it said nothing"])[0].removeprefix("ERROR: ").removeprefix("unexpected error - ")
-        words = [word for word in arguments[:2] if not word.startswith("-")]
-        raise GraphError(f"`dvc {' '.join(words)}` failed: {said}")
+        raise GraphError(f"`dvc {' '.join(arguments[: 2 if arguments[0] == 'exp' else 1])}` failed: {said}")
     return done.stdout
