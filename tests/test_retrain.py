@@ -254,9 +254,8 @@ def test_what_waited_for_its_registration_is_held_against_the_new_champion(repos
     assert refused.returncode == 1
     assert re.search(r"Error: `dvc push` failed: .*/store/files", refused.stderr)
     (tmp_path / "store").unlink()
-    assert (
-        "Registered: train-retrain-2 passed the gate, and is digits@v0.0.1" in retrain(repository, "-S", "lr=3").stdout
-    )
+    other = retrain(repository, "-S", "lr=3.0")
+    assert "Registered: train-retrain-2 passed the gate, and is digits@v0.0.1" in other.stdout
     assert "NotRegistered: train-retrain-3 did not pass" in retrain(repository, "-S", "lr=2.0").stdout
 
 
