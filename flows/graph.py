@@ -755,6 +755,10 @@ def told_by_dvc() -> Iterator[None]:
     except DvcException as error:
         cause = f": {error.__cause__}" if error.__cause__ else ""
         raise GraphError(f"DVC can't read the pipeline: {error}{cause}") from None
+    except TypeError as error:  # such as a date of YAML's
+        if not str(error).startswith("Unsupported value of type"):
+            raise
+        raise GraphError(f"DVC can't read the pipeline: {error}; write it as text, in quotes.") from None
     except NotImplementedError:  # there is no way to work with a hash of that name
         raise GraphError(f"dvc.lock names a kind of hash that there is not; it was broken off. {_MEND_LOCK}") from None
 

@@ -6,6 +6,7 @@ GTO is called by its command line: its import sets up logging anew, and waits fo
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from flows.git import git
 from flows.graph import GraphError
 
 UNKNOWN = "Cannot find artifact"
+_NAME = re.compile(r"([\w./-]+:)?[a-zA-Z0-9]([\w/-]*[a-zA-Z0-9])?", re.ASCII)  # that GTO takes
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,19 @@ class Version:
     tag: str
     name: str
     commit: str
+
+
+def check_name(model: str) -> None:
+    """See to it that a model can have versions.
+
+    Raises:
+        GraphError: GTO does not take its name.
+    """
+    if not _NAME.fullmatch(model):
+        raise GraphError(
+            f"The artifact {model} can't be registered: GTO wants names of the letters a-z and A-Z, digits, and within "
+            "them `-`, `_` and `/`; of a dvc.yaml in a folder, with the folder's path and a colon before."
+        )
 
 
 def versions(top: Path, model: str) -> list[Version]:

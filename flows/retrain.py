@@ -18,6 +18,7 @@ from typing import Annotated, Any
 from urllib.parse import quote
 from uuid import UUID
 
+import psutil
 from prefect import flow, get_run_logger
 from prefect.client.schemas import State
 from prefect.events import emit_event
@@ -32,7 +33,7 @@ from flows.gate import read as read_gate
 from flows.git import GitError, git, top
 from flows.graph import GraphError, Pipeline, Stage, find_root
 from flows.points import Point, Setting, Span, read, require_read, settings, write
-from flows.registry import Version, register, versions, was_registered
+from flows.registry import Version, check_name, register, versions, was_registered
 from flows.reproduce import RunCancelledError, StageFailedError, reproduce
 from flows.retrained import THEIRS, Past, free_name, known
 from flows.revisions import EXPERIMENTS, WORKSPACE, History, Revision
@@ -41,6 +42,7 @@ from flows.upstream import DIGITS, made, outdated, signs
 from flows.workspace import TAGS, at_commit, dvc, has_remote, refresh, require_commit, save
 
 FRESH = "fresh"  # the value of a param that is to have one that it never had
+STRAY_SECONDS = 10.0  # that a process which was killed may take to end
 SEEDS = 2**31  # fresh values are less than that
 
 
@@ -221,6 +223,7 @@ class _Work:
                 raise GraphError(f"Another retraining of {self.target} is at work; wait for its end.") from None
             ready = place.with_name(f"{place.name}.ready")
             now = json.dumps([commit, self.values, self.remote])
+            _end_strays(place)
             try:
                 if self._is_left(place, ready, now, commit):
                     remove(place / ".git" / "index.lock")  # of a git that was killed
@@ -332,7 +335,9 @@ class _Work:
                 else f"dvc.yaml has no artifact that {self.target} makes, so there is nothing to register: name its "
                 f"model there, such as `artifacts: {{{self.target}: {{path: model.safetensors, type: model}}}}`."
             )
-        return self.model or found[0]
+        model = self.model or found[0]
+        check_name(model)
+        return model
 
     def _settings(self, copy: Path) -> list[Setting]:
         if not self.values:
@@ -474,3 +479,12 @@ class _Work:
         git(copy, "checkout", "--quiet", "--force", "--detach", record.commit)
         with Pipeline(copy) as pipeline:
             return select(pipeline.stages, [self.target])
+
+
+def _end_strays(folder: Path) -> None:
+    """Kill what a run that was killed has left at work in its clone, such as `dvc push`."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if Path(process.cwd()).is_relative_to(folder):
+                process.kill()
+                process.wait(STRAY_SECONDS)

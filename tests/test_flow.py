@@ -378,6 +378,10 @@ def test_a_broken_dvc_yaml_gets_dvcs_own_sentence(pipeline: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("Error: DVC can't read the pipeline: ")
     assert "Traceback" not in done.stderr
+    (pipeline / "params.yaml").write_text("when: 2024-01-01\n")
+    (pipeline / "dvc.yaml").write_text("stages:\n  a: {cmd: ls}\n")
+    sentence = "Unsupported value of type 'date' in 'params.yaml:when'; write it as text, in quotes."
+    assert sentence in run("labdag", "list", cwd=pipeline, check=False).stderr.splitlines()[0]
 
 
 def test_list_tells_fresh_from_stale_from_never_run(pipeline: Path) -> None:

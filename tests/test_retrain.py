@@ -18,7 +18,7 @@ import pytest
 
 from flows.gate import Gate, judge, read
 from flows.graph import GraphError, Pipeline
-from flows.registry import register, versions, was_registered
+from flows.registry import check_name, register, versions, was_registered
 from flows.workspace import at_commit
 from tests.conftest import is_gone, run, wait_for
 
@@ -280,7 +280,9 @@ def test_a_clone_that_was_left_half_filled_is_filled(repository: Path, tmp_path:
     (clone / "data").mkdir()
     (clone / "data" / "a").write_text("a")
     (tmp_path / "source").write_text("one")
-    assert "Registered" in retrain(repository).stdout
+    with subprocess.Popen(["sleep", "300"], cwd=clone) as stray:  # something that the killed run has left at work
+        assert "Registered" in retrain(repository).stdout
+        assert stray.wait(1) == -signal.SIGKILL
     assert "nfiles: 4" in run("git", "show", "digits@v0.0.1:data.dvc", cwd=repository).stdout
 
 
@@ -419,6 +421,14 @@ def test_versions_are_numbered_and_can_be_taken_back(repository: Path) -> None:
     assert versions(repository, "sub:digits")[0].name == "v0.0.10"
     assert was_registered(repository, "sub:digits", commits[-1])
     assert not was_registered(repository, "digits", commits[-1])
+
+
+def test_names_that_no_tag_can_have_are_told() -> None:
+    for name in ("a", "sub/dir:lenet_digits", "1-b/c"):
+        check_name(name)
+    for name in ("", "my model", "sub dir:model", "model_", "modèle", "model.pt"):
+        with pytest.raises(GraphError, match="can't be registered: GTO wants names of"):
+            check_name(name)
 
 
 @pytest.mark.parametrize(
