@@ -482,9 +482,9 @@ class _Work:
 
 
 def _end_strays(folder: Path) -> None:
-    """Kill what a run that was killed has left at work in its clone, such as `dvc push`."""
+    """Kill what a run that was killed has left at work in its clone, such as `dvc push`; not somebody's shell."""
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            if Path(process.cwd()).is_relative_to(folder):
+            if Path(process.cwd()).is_relative_to(folder) and os.getsid(process.pid) != process.pid:
                 process.kill()
                 process.wait(STRAY_SECONDS)
