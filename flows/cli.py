@@ -530,6 +530,7 @@ def up(
         print(f"deployment   {each.name} ({', '.join(each.times()) or 'on demand'})")
     print(f"server       process {found.server.pid}, worker process {found.worker.pid}")
     print(f"logs         {services.place(root).relative_to(root)}/")
+    print(f"for prefect  export PREFECT_API_URL={found.api}")
     print("`labdag down` ends them.")
 
 
@@ -550,12 +551,15 @@ def serve() -> None:
     root = _project()
     from prefect import serve as served
 
-    from flows import deployments, server
+    from flows import deployments, server, services
 
     declared = deployments.read(root)
+    up = services.running(root)
+    if up is not None and up.api == server.address():
+        raise MistakeError("`labdag up` has a worker for these deployments already; `labdag down` ends it.")
     if not (address := server.address()):
         raise MistakeError(
-            "There is no server to serve for: start one with `labdag up`, or name it in PREFECT_API_URL."
+            "There is no server to serve for: start one (`prefect server start`), and name it in PREFECT_API_URL."
         )
     if not server.answers():
         raise MistakeError(f"No Prefect server answers at {address}.")

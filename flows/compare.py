@@ -155,7 +155,7 @@ def diff(
         elif was or now:
             there, lacking, stages = (old, new, after) if was else (new, old, before)
             why = f"{lacking.name} has it, but never ran it" if stages else f"{lacking.name} has no such result"
-            lines.append(Line(target, "", remark=f"only in {there.name}: {why}"))
+            lines.append(Line(target, "", remark=f"{'run only' if stages else 'only'} in {there.name}: {why}"))
     return lines
 
 

@@ -157,7 +157,9 @@ def deploy(root: Path, api: str, database: str, place: Path, declared: list[Depl
     """
     names = [each.name for each in declared]
     note = place / DEPLOYED
-    everywhere = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+    everywhere: dict[str, list[str]] = {}
+    with suppress(OSError, ValueError):  # nothing was deployed yet
+        everywhere = dict(json.loads(note.read_text(encoding="utf-8")))
     before = everywhere.get(database, [])
     with get_client(sync_client=True) as client:
         for name in names:

@@ -102,25 +102,24 @@ def _server() -> Finding:
     import httpx
     from prefect.settings import get_current_settings
 
+    from flows import server
+
     url = get_current_settings().api.url
     if not url:
         return Finding(
             "Prefect server",
             Health.NOTE,
             "none named; each run starts one for itself, which takes a while",
-            "`prefect server start` in a terminal of its own, and `export PREFECT_API_URL=http://127.0.0.1:4200/api`.",
+            "`labdag up` starts one for this project, in the background.",
         )
     try:
-        answer = httpx.get(f"{url}/admin/version", timeout=5)
-        answer.raise_for_status()
+        with server.brief_client() as client:
+            return Finding("Prefect server", Health.GOOD, f"{client.api_version()} at {url}")
     except httpx.HTTPError as error:
-        return Finding(
-            "Prefect server",
-            Health.BAD,
-            f"{url} does not answer: {error}",
-            "Start it (`prefect server start`), or unset PREFECT_API_URL to run without.",
-        )
-    return Finding("Prefect server", Health.GOOD, f"{answer.json()} at {url}")
+        what = "lets nobody in" if isinstance(error, httpx.HTTPStatusError) else "does not answer"
+        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        advice = server.about(error) or "See the server's own log."
+        return Finding("Prefect server", Health.BAD, f"{url} {what}: {told}", advice)
 
 
 def _cache_folder(root: Path) -> Path:

@@ -133,7 +133,7 @@ def judge(
 def _is_first(asked: str, values: Mapping[str, float], style: str) -> Check:
     """Where there is no champion yet, it is enough that there are figures at all."""
     name, value = next((pair for pair in values.items() if math.isnan(pair[1])), next(iter(values.items())))
-    return Check(asked, f"{name} is {styled(value, style)}; there is no champion yet", not math.isnan(value))
+    return Check(asked, f"no champion yet; {name} {styled(value, style)}", not math.isnan(value))
 
 
 def _bounds(gate: Gate, now: Mapping[str, Any], styles: Mapping[str, str]) -> Iterator[Check]:

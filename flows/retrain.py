@@ -42,6 +42,7 @@ from flows.upstream import DIGITS, made, outdated, signs
 from flows.workspace import TAGS, at_commit, dvc, has_remote, refresh, require_commit, save
 
 FRESH = "fresh"  # the value of a param that is to have one that it never had
+MODELS = (".safetensors", ".pt", ".pth", ".onnx", ".pkl", ".joblib", ".bin")  # how their names end
 STRAY_SECONDS = 10.0  # that a process which was killed may take to end
 SEEDS = 2**31  # fresh values are less than that
 
@@ -333,7 +334,7 @@ class _Work:
                 f"{self.target} makes {', '.join(found)}: say which one is to be registered, with `model`."
                 if found
                 else f"dvc.yaml has no artifact that {self.target} makes, so there is nothing to register: name its "
-                f"model there, such as `artifacts: {{{self.target}: {{path: model.safetensors, type: model}}}}`."
+                f"model there, such as `artifacts: {{{self.target}: {{path: {_likely(stages)}, type: model}}}}`."
             )
         model = self.model or found[0]
         check_name(model)
@@ -479,6 +480,12 @@ class _Work:
         git(copy, "checkout", "--quiet", "--force", "--detach", record.commit)
         with Pipeline(copy) as pipeline:
             return select(pipeline.stages, [self.target])
+
+
+def _likely(stages: Mapping[str, Stage]) -> str:
+    """The output that looks most like a model."""
+    outs = [out.path for stage in stages.values() if stage.is_run for out in stage.outs]
+    return next((path for path in reversed(outs) if path.endswith(MODELS)), "model.safetensors")
 
 
 def _end_strays(folder: Path) -> None:

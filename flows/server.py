@@ -109,8 +109,8 @@ def about(error: Exception) -> str | None:
         )
     if "Failed to reach API" in str(error) or isinstance(error, httpx.TransportError):
         return (
-            f"No Prefect server answers at {url}. Start one (`prefect server start`), or unset PREFECT_API_URL "
-            "to run without."
+            f"No Prefect server answers at {url}. Start one (`labdag up`, `prefect server start`), or unset "
+            "PREFECT_API_URL to run without."
         )
     if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.UNAUTHORIZED:
         return f"The Prefect server at {url} wants a password: set PREFECT_API_AUTH_STRING=user:password."
@@ -124,12 +124,12 @@ def answers() -> bool:
     if get_current_settings().api.url is None:
         return True  # a temporary one lives as long as this process
     # Prefect's client knows of certificates and passwords.
-    with _brief_client() as client:
+    with brief_client() as client:
         return client.api_healthcheck() is None
 
 
 @contextmanager
-def _brief_client() -> Iterator[SyncPrefectClient]:
+def brief_client() -> Iterator[SyncPrefectClient]:
     """A client that asks once, and not for long."""
     settings = {"timeout": ANSWER_SECONDS}
     with (
@@ -207,7 +207,7 @@ def watched(run: UUID, cancel: Callable[[], None]) -> Iterator[None]:
 
     def watch() -> None:
         beat_at = 0.0
-        with _brief_client() as client:
+        with brief_client() as client:
             while not over.wait(LOOK_SECONDS):
                 if time.monotonic() >= beat_at:
                     beat_at = time.monotonic() + seconds

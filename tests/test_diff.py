@@ -162,7 +162,8 @@ def test_what_is_in_one_revision_only(labs: Path) -> None:
     ]
     run("git", "checkout", "params.yaml", cwd=labs)
     (labs / "dvc.lock").unlink()
-    assert [line["remark"] for line in lines(labs, "-t", "a")] == ["only in HEAD: workspace has it, but never ran it"]
+    remarks = [line["remark"] for line in lines(labs, "-t", "a")]
+    assert remarks == ["run only in HEAD: workspace has it, but never ran it"]
 
 
 def test_metrics_that_are_gone_are_told(labs: Path) -> None:

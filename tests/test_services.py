@@ -236,9 +236,13 @@ def test_up_and_down(up: Callable[..., Up], toy: Callable[..., Path], monkeypatc
     (folder / "prefect.yaml").write_text("deployments: [{name: a}]")  # what is up stays up
     assert "entrypoint is missing" in run("labdag", "up", cwd=folder, check=False).stderr
     assert services.running(folder) == site.services
-    monkeypatch.delenv("PREFECT_SERVER_API_AUTH_STRING")
+    told = "Error: `labdag up` has a worker for these deployments already"
     (folder / "prefect.yaml").unlink()
-    for command in ("run", "up", "serve"):
+    assert told in run("labdag", "serve", cwd=folder, check=False).stderr
+    assert re.search(r"Prefect server +ok", run("labdag", "doctor", cwd=folder).stdout)
+    monkeypatch.delenv("PREFECT_SERVER_API_AUTH_STRING")
+    assert "wants a password: set PREFECT_API_AUTH_STRING" in run("labdag", "doctor", cwd=folder, check=False).stdout
+    for command in ("run", "up"):
         refused = run("labdag", command, cwd=folder, check=False)
         assert refused.returncode == 1
         assert refused.stderr.splitlines()[-1] == (
