@@ -3,33 +3,31 @@
     python -m benchmarks.cost                     # every lab
     python -m benchmarks.cost vgg_cifar10 --steps 3
 
-Steps run on random images of the dataset's shape, by the lab's own recipe, threads and precision. The median time of
-one, of the fastest of some rounds over all labs, times the recipe's number of steps, and the same for the tests after
-each epoch, is the cost of the training. Let nothing else run meanwhile.
+Steps of labdag's own loop run on random images of the dataset's shape, by the lab's own recipe, threads and precision.
+The mean time of one, in the fastest of some rounds over all labs, times the recipe's number of steps, and the same for
+the tests after each epoch, is the cost of the training. Let nothing else run meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics as numbers
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from benchmarks.results import machine
 from stages import params
 from stages.datasets.arrays import Split
 from stages.datasets.statistics import Statistics
 from stages.datasets.transforms import Pipeline
-from stages.learning.device import choose_device
+from stages.learning import loop
+from stages.learning.device import choose_device, memory_format
 from stages.learning.images import Images
-from stages.learning.recipe import make_optimizer
-from stages.learning.scoring import autocast, predict
+from stages.learning.scoring import predict
 from stages.models import build_model
 
 # Shape of an image, training images, test images.
@@ -78,41 +76,36 @@ def _told(seconds: float) -> str:
 def _training(lab: Any, steps: int) -> float:
     """Seconds that the lab's whole training takes."""
     shape, training, test = DATASETS[lab.dataset]
-    device = choose_device(lab.compute)
+    device, recipe = choose_device(lab.compute), lab.train
     random = np.random.default_rng(0)
-    count = max(lab.train.batch_size, lab.train.test_batch_size)
+    count = max(recipe.batch_size * (WARM_UP + steps), recipe.test_batch_size)
     split = Split(random.integers(0, 256, (count, *shape), np.uint8), random.integers(0, 10, count))
     known = Statistics(mean=[0.5] * shape[0], std=[0.25] * shape[0], train=count, test=count, classes={"any": count})
-    images = Images(split, Pipeline(lab.transform, known), device)
-    model = build_model(lab.model).to(device).to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(lab.train.optimizer, model.parameters())
-    augmentation = torch.Generator().manual_seed(0)
+    images = Images(split, Pipeline(lab.transform, known), device, memory_format(lab.compute))
+    run = loop.begin(build_model(lab.model).to(device), recipe, lab.compute, seed=0)
 
-    def step() -> None:
-        model.train()
-        inputs, labels = next(images.batches([slice(0, lab.train.batch_size)], augmentation))
-        with autocast(lab.compute, device):
-            outputs = model(inputs)
-        optimizer.zero_grad()
-        F.cross_entropy(outputs.float(), labels).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    trained = images.part(torch.arange(recipe.batch_size * (WARM_UP + steps)))
+    tested = images.part(torch.arange(recipe.test_batch_size))
 
-    def test_step() -> None:
-        predict(model, images.part(torch.arange(lab.train.test_batch_size)), lab.train.test_batch_size, lab.compute)
+    def tests() -> Iterator[torch.Tensor]:
+        for _ in range(WARM_UP + max(1, steps // 5)):
+            yield predict(run.model, tested, recipe.test_batch_size, lab.compute)
 
-    epoch = numbers.median(_timed(step, steps)) * -(-training // lab.train.batch_size)
-    epoch += numbers.median(_timed(test_step, max(1, steps // 5))) * test / lab.train.test_batch_size
-    return float(epoch * lab.train.epochs)
+    epoch = _mean(loop.steps(run, trained, recipe, lab.compute)) * -(-training // recipe.batch_size)
+    epoch += _mean(tests()) * test / recipe.test_batch_size
+    return float(epoch * recipe.epochs)
 
 
-def _timed(work: Callable[[], None], times: int) -> Iterator[float]:
-    for number in range(WARM_UP + times):
-        started = time.perf_counter()
-        work()
+def _mean(steps: Iterable[Any]) -> float:
+    """Seconds of one of `steps`, the first few of which are to warm up."""
+    started, timed = 0.0, 0
+    for number, _ in enumerate(steps, start=1 - WARM_UP):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        if number >= WARM_UP:
-            yield time.perf_counter() - started
+        if number == 0:
+            started = time.perf_counter()
+        timed = number
+    return (time.perf_counter() - started) / timed
 
 
 if __name__ == "__main__":

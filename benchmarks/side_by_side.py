@@ -74,6 +74,7 @@ def _prepare(folder: Path, labs: list[str]) -> None:
         sys.exit(f"there is no lab '{unknown[0]}'")
     params["labs"] = {lab: params["labs"][lab] for lab in labs}
     params["compare"] = {}
+    params.pop("retrain", None)  # gates of labs that are not among them
     YAML().dump(params, folder / "params.yaml")
     run(folder, sys.executable, "-m", "stages.params", "dag")
     datasets = dict.fromkeys(str(params["labs"][lab]["dataset"]) for lab in labs)

@@ -28,8 +28,9 @@ class Compute(Options):
     )
     channels_last: bool = Field(
         default=True,
-        description="Whether images and weights lie in memory with the channels of a pixel side by side: faster, and "
-        "in other bits than torch's default.",
+        description="Whether images and weights lie in memory with the channels of a pixel side by side, and a CPU "
+        "computes the convolutions of a training in the way that suits their shape: faster, and in other bits than "
+        "torch's default.",
     )
     deterministic: bool = Field(
         default=True, description="Whether a GPU, too, gives the same bits each time; a CPU always does."

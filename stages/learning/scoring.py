@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,7 @@ class Score:
 
 def autocast(compute: Compute, device: torch.device) -> AbstractContextManager[object]:
     """The context in which a model's forward pass has the precision that `compute` asks for."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=compute.precision == "bf16")
+    return torch.autocast(device.type, torch.bfloat16) if compute.precision == "bf16" else nullcontext()
 
 
 def predict(model: nn.Module, images: Images, batch_size: int, compute: Compute) -> Tensor:

@@ -1,0 +1,180 @@
+"""Convolutions computed another way: the same function and the same gradients as torch's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stages import params
+from stages.learning import convolution, loop
+from stages.learning.convolution import Convolution, PooledConvolution, choose_way, lay_out
+from stages.learning.recipe import Compute
+from stages.models import build_model
+from tests.test_learning import lenet, recipe
+
+LABS = params.load(Path(__file__).parents[1] / "params.yaml").labs
+EXACT = torch.float64
+
+
+def gradients(model: nn.Module, inputs: Tensor, made: Tensor, precision: torch.dtype) -> list[Tensor]:
+    """Outputs, and the gradients of inputs and parameters where the outputs' gradient is `made`."""
+    model.zero_grad()
+    inputs = inputs.clone(memory_format=torch.channels_last).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
+        outputs = model(inputs)
+    outputs.backward(made.to(outputs.dtype))
+    assert inputs.grad is not None
+    return [outputs, inputs.grad, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)]
+
+
+def assert_near(found: list[Tensor], exact: list[Tensor], precision: torch.dtype) -> None:
+    """Hold tensors against those computed in float64, within what `precision` rounds."""
+    assert len(found) == len(exact)
+    for one, other in zip(found, exact, strict=True):
+        most = 1e-5 if precision is torch.float32 else 0.02
+        assert (one.to(EXACT) - other).abs().max() <= most * other.abs().max()
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("channels", "filters", "kernel", "padding", "size"),
+    [
+        (6, 16, 5, 0, (14, 14)),  # few channels
+        (1, 6, 3, (1, 2), (9, 7)),
+        (128, 32, 3, 1, (2, 2)),  # small and wide
+        (160, 48, 3, 1, (4, 3)),
+        (128, 16, 5, 2, (2, 1)),  # a kernel that reaches beyond the image on both sides
+        (128, 16, (3, 5), (1, 2), (1, 2)),
+        (24, 40, 3, 1, (8, 8)),  # Conv2d's own way
+        (128, 16, 1, 0, (2, 2)),
+    ],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_each_way_has_the_outputs_and_gradients_of_conv2d(
+    channels: int, filters: int, kernel: Any, padding: Any, size: tuple[int, int], bias: bool, precision: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(channels, filters, kernel, padding=padding, bias=bias).to(memory_format=torch.channels_last)
+    exact = nn.Conv2d(channels, filters, kernel, padding=padding, bias=bias, dtype=EXACT)
+    exact.load_state_dict(layer.state_dict())
+    inputs = torch.randn(8, channels, *size)
+    made = torch.randn_like(layer(inputs))
+    found = gradients(Convolution.of(layer), inputs, made, precision)
+    assert_near(found, gradients(exact, inputs.to(EXACT), made, EXACT), precision)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("channels", "filters", "kernel", "padding", "size"),
+    [(1, 6, 5, 2, (28, 28)), (1, 6, 5, 0, (28, 28)), (3, 8, (3, 4), (1, 0), (11, 14)), (2, 1, 1, 0, (3, 2))],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_convolution_with_its_pooling_has_the_outputs_and_gradients_of_both(
+    channels: int, filters: int, kernel: Any, padding: Any, size: tuple[int, int], bias: bool, precision: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(channels, filters, kernel, padding=padding, bias=bias).to(memory_format=torch.channels_last)
+    exact = nn.Conv2d(channels, filters, kernel, padding=padding, bias=bias, dtype=EXACT)
+    exact.load_state_dict(layer.state_dict())
+    inputs = torch.randn(8, channels, *size)
+    made = torch.randn_like(F.max_pool2d(layer(inputs), 2))
+    found = gradients(PooledConvolution.of(layer), inputs, made, precision)
+    # In float32 whatever the precision.
+    assert_near(found, gradients(nn.Sequential(exact, nn.MaxPool2d(2)), inputs.to(EXACT), made, EXACT), torch.float32)
+
+
+def test_of_equal_outputs_the_first_gets_the_gradient_as_in_torchs_pooling() -> None:
+    """An image's even background makes them equal: were all four to get it, a bias would get four times as much."""
+    layer = nn.Conv2d(1, 2, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[[[1.0, 2.0], [4.0, 8.0]]], [[[0.0, 0.0], [0.0, 1.0]]]]))
+        layer.bias.copy_(torch.zeros(2))  # type: ignore[union-attr]
+    # Sums of small whole numbers are exact, so equal ones are equal, whatever their order.
+    inputs = torch.zeros(1, 1, 9, 9)
+    inputs[0, 0, 4:, 4:] = torch.randint(0, 3, (5, 5), generator=torch.Generator().manual_seed(0))
+    made = torch.arange(1.0, 33.0).view(1, 2, 4, 4)
+    theirs = gradients(nn.Sequential(layer, nn.MaxPool2d(2)), inputs, made, torch.float32)
+    ours = gradients(PooledConvolution.of(layer), inputs, made, torch.float32)
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("lab", ["lenet_mnist", "cnn_mnist", "lenet_cifar10", "vgg_cifar10", "alexnet_cifar10"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_model_laid_out_is_the_same_model(lab: str, precision: str) -> None:
+    """Names of the state dict, and the very bits in evaluation mode; in training what differs is rounding."""
+    options, rounded = LABS[lab].model, torch.float32 if precision == "fp32" else torch.bfloat16
+    models = []
+    for laid_out in (False, True):
+        torch.manual_seed(0)
+        model = build_model(options).to(memory_format=torch.channels_last)
+        if laid_out:
+            parameters = list(model.parameters())
+            names = list(model.state_dict())
+            lay_out(model)
+            assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
+            assert list(model.state_dict()) == names
+            assert any(isinstance(module, Convolution) for module in model.modules())
+        models.append(model)
+    inputs = torch.rand(4, *options.input_shape).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode(), torch.autocast("cpu", rounded, enabled=precision == "bf16"):
+        one, other = (model.eval()(inputs) for model in models)
+        assert torch.equal(one, other)
+        if lab in ("lenet_mnist", "cnn_mnist", "lenet_cifar10"):  # no dropout and no batch normalisation in them
+            torch.testing.assert_close(models[1].train()(inputs).float(), other.float(), rtol=0.02, atol=0.02)
+
+
+def test_what_cannot_be_computed_another_way_is_left_alone() -> None:
+    strided, grouped = nn.Conv2d(1, 6, 3, stride=2), nn.Conv2d(4, 4, 3, groups=2)
+    mirrored, same = nn.Conv2d(1, 6, 3, padding=1, padding_mode="reflect"), nn.Conv2d(1, 6, 3, padding="same")
+    wide, deep = nn.Conv2d(3, 16, 3), nn.Conv2d(4, 6, 3)
+    model = nn.Sequential(
+        strided, nn.MaxPool2d(2), grouped, mirrored, same, nn.MaxPool2d(2),
+        nn.Sequential(nn.Conv2d(1, 6, 3), nn.MaxPool2d(3, 2)),
+        nn.Sequential(nn.Conv2d(1, 6, 3), nn.MaxPool2d(2, ceil_mode=True)),
+        nn.Sequential(nn.Conv2d(1, 6, 3), nn.MaxPool2d(2, padding=1)),
+        nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Sequential(wide, nn.MaxPool2d(2)), nn.Sequential(deep, nn.MaxPool2d(2)),
+    )  # fmt: skip
+    lay_out(model)
+    assert list(model)[:6] == [strided, model[1], grouped, mirrored, same, model[5]]
+    assert not any(isinstance(module, PooledConvolution | nn.Identity) for module in model.modules())
+
+
+def test_a_layer_that_stands_in_a_model_twice_stays_where_it_is() -> None:
+    """What is between a convolution and a pooling may have come before, too."""
+    twice = nn.ReLU()
+    model = nn.Sequential(twice, nn.Conv2d(1, 6, 3), twice, nn.MaxPool2d(2))
+    inputs = torch.randn(2, 1, 8, 8)
+    before = model(inputs)
+    lay_out(model)
+    assert [type(module) for module in model] == [nn.ReLU, Convolution, nn.ReLU, nn.MaxPool2d]
+    torch.testing.assert_close(model(inputs), before)
+
+
+def test_a_gradient_of_a_gradient_is_refused() -> None:
+    inputs = torch.randn(2, 3, 8, 8, requires_grad=True)
+    outputs = Convolution.of(nn.Conv2d(3, 4, 3))(inputs)
+    (gradient,) = torch.autograd.grad(outputs.pow(2).sum(), inputs, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()  # type: ignore[no-untyped-call]
+
+
+def test_the_way_is_chosen_by_shape_and_precision_alone() -> None:
+    small, kernel = torch.Size([128, 256, 4, 4]), torch.Size([512, 256, 3, 3])
+    assert choose_way(small, kernel, (1, 1), torch.float32) is None
+    way = choose_way(small, kernel, (1, 1), torch.bfloat16)
+    assert way is not None
+    assert way.by_taps
+    assert choose_way(torch.Size([128, 256, 8, 8]), kernel, (1, 1), torch.bfloat16) is None
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_training_lays_its_model_out_unless_torchs_own_bits_are_asked_for(channels_last: bool) -> None:
+    model = lenet()
+    loop.begin(model, recipe(), Compute(threads=1, precision="fp32", channels_last=channels_last), seed=1)
+    assert any(isinstance(module, convolution.PooledConvolution) for module in model.modules()) is channels_last
