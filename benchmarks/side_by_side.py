@@ -46,7 +46,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, server(Path(name) / "prefect") as api:
         os.environ["PREFECT_API_URL"] = api
         prepared = Path(name) / "prepared"
-        _prepare(prepared, options.labs)
+        datasets = copy_with_labs(prepared, options.labs)
+        run(prepared, "labdag", "run", *datasets)
         times: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(options.rounds):
             for way, (jobs, threads) in ways.items():
@@ -66,8 +67,8 @@ def main() -> None:
         print(f"| {lab} | {cells} | {loop:.1f} | {1 - loop / sum(stages.values()):.0%} |")
 
 
-def _prepare(folder: Path, labs: list[str]) -> None:
-    """A copy of the project with these labs only, their datasets at hand."""
+def copy_with_labs(folder: Path, labs: list[str]) -> list[str]:
+    """Make `folder` a copy of the project with these labs only; gives the names of their datasets."""
     copy_project(folder)
     params = YAML().load(folder / "params.yaml")
     if unknown := [lab for lab in labs if lab not in params["labs"]]:
@@ -77,8 +78,7 @@ def _prepare(folder: Path, labs: list[str]) -> None:
     params.pop("retrain", None)  # gates of labs that are not among them
     YAML().dump(params, folder / "params.yaml")
     run(folder, sys.executable, "-m", "stages.params", "dag")
-    datasets = dict.fromkeys(str(params["labs"][lab]["dataset"]) for lab in labs)
-    run(folder, "labdag", "run", *datasets)
+    return list(dict.fromkeys(str(params["labs"][lab]["dataset"]) for lab in labs))
 
 
 def _shares(prepared: Path, lab: str) -> tuple[dict[str, float], float]:

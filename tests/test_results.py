@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks import results_page
+from benchmarks import results_page, side_by_side
+from stages import params
 from tests.conftest import ROOT, edit_params, run
 
 
@@ -49,6 +50,13 @@ def test_a_run_is_kept_once_and_shown(project: Path) -> None:
     assert "`python -m benchmarks.results run lenet_digits --threads 2`; seed 1" in written
     assert "Not run yet: `lenet_mnist`." in written
     assert json.loads((project / results_page.RECORDS).read_text().splitlines()[0]) == first
+
+
+def test_labs_are_timed_in_a_copy_that_holds_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    assert side_by_side.copy_with_labs(folder, ["mlp_mnist", "lenet_digits"]) == ["mnist", "digits"]
+    assert list(params.load(folder / "params.yaml").labs) == ["mlp_mnist", "lenet_digits"]
+    assert "compare@" not in run("dvc", "stage", "list", "--name-only", cwd=folder).stdout
 
 
 def test_mistakes_get_a_sentence(project: Path) -> None:
