@@ -21,6 +21,15 @@ LABS = params.load(Path(__file__).parents[1] / "params.yaml").labs
 EXACT = torch.float64
 
 
+def layers(channels: int, filters: int, kernel: Any, padding: Any, bias: bool) -> tuple[nn.Conv2d, nn.Conv2d]:
+    """A convolution in float32 and channels_last, and the same one in float64."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(channels, filters, kernel, padding=padding, bias=bias).to(memory_format=torch.channels_last)
+    exact = nn.Conv2d(channels, filters, kernel, padding=padding, bias=bias, dtype=EXACT)
+    exact.load_state_dict(layer.state_dict())
+    return layer, exact
+
+
 def gradients(model: nn.Module, inputs: Tensor, made: Tensor, precision: torch.dtype) -> list[Tensor]:
     """Outputs, and the gradients of inputs and parameters where the outputs' gradient is `made`."""
     model.zero_grad()
@@ -58,10 +67,7 @@ def assert_near(found: list[Tensor], exact: list[Tensor], precision: torch.dtype
 def test_each_way_has_the_outputs_and_gradients_of_conv2d(
     channels: int, filters: int, kernel: Any, padding: Any, size: tuple[int, int], bias: bool, precision: torch.dtype
 ) -> None:
-    torch.manual_seed(0)
-    layer = nn.Conv2d(channels, filters, kernel, padding=padding, bias=bias).to(memory_format=torch.channels_last)
-    exact = nn.Conv2d(channels, filters, kernel, padding=padding, bias=bias, dtype=EXACT)
-    exact.load_state_dict(layer.state_dict())
+    layer, exact = layers(channels, filters, kernel, padding, bias)
     inputs = torch.randn(8, channels, *size)
     made = torch.randn_like(layer(inputs))
     found = gradients(Convolution.of(layer), inputs, made, precision)
@@ -77,10 +83,7 @@ def test_each_way_has_the_outputs_and_gradients_of_conv2d(
 def test_a_convolution_with_its_pooling_has_the_outputs_and_gradients_of_both(
     channels: int, filters: int, kernel: Any, padding: Any, size: tuple[int, int], bias: bool, precision: torch.dtype
 ) -> None:
-    torch.manual_seed(0)
-    layer = nn.Conv2d(channels, filters, kernel, padding=padding, bias=bias).to(memory_format=torch.channels_last)
-    exact = nn.Conv2d(channels, filters, kernel, padding=padding, bias=bias, dtype=EXACT)
-    exact.load_state_dict(layer.state_dict())
+    layer, exact = layers(channels, filters, kernel, padding, bias)
     inputs = torch.randn(8, channels, *size)
     made = torch.randn_like(F.max_pool2d(layer(inputs), 2))
     found = gradients(PooledConvolution.of(layer), inputs, made, precision)
