@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics as numbers
 import subprocess
@@ -138,7 +139,7 @@ def _measured(options: argparse.Namespace) -> dict[str, float]:
     if kind == "labdag":
         device = choose_device(compute)
     else:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cuda" if _is_on_gpu() else "cpu")
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     shape = DATASETS[lab.dataset][0]
@@ -150,11 +151,13 @@ def _measured(options: argparse.Namespace) -> dict[str, float]:
     model = next(steps)
     for _ in range(WARM_UP):
         next(steps)
+    _wait_for(device)
     begun = time.time()
     start = begun - psutil.Process().create_time()
     trained, clock = 0, time.perf_counter()
     for count in steps:
         trained += count
+    _wait_for(device)
     seconds = time.perf_counter() - clock
     peak = _peak(device, options.threads, options.precision[0])
     flops = 2 * PASSES * _mult_adds(model, shape) * trained / seconds
@@ -167,6 +170,21 @@ def _measured(options: argparse.Namespace) -> dict[str, float]:
         "start": start,
         "mib": kibibytes / 1024,
     }
+
+
+def _is_on_gpu() -> bool:
+    """Whether labs train on a GPU here."""
+    import torch
+
+    return os.environ.get("LABDAG_DEVICE") != "cpu" and torch.cuda.is_available()
+
+
+def _wait_for(device: Any) -> None:
+    """Wait until the device has done what it was told; a CPU has."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def _labdags(lab: Any, compute: Any, device: Any, shape: tuple[int, ...], images: int, epochs: int) -> Iterator[Any]:
@@ -284,8 +302,7 @@ def _peak(device: Any, threads: int, precision: str) -> float:
     for _ in range(10):
         clock = time.perf_counter()
         matrix @ matrix
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        _wait_for(device)
         fastest = min(fastest, time.perf_counter() - clock)
     return float(2 * GEMM**3 / fastest)
 

@@ -68,15 +68,18 @@ class Deadly(Checkpoint):
             raise Killed
 
 
-def trained(precision: str, state: Checkpoint | None) -> tuple[dict[str, Tensor], list[Epoch]]:
+def trained(
+    precision: str, state: Checkpoint | None, device: str = "cpu", **options: Any
+) -> tuple[dict[str, Tensor], list[Epoch]]:
     chance = np.random.default_rng(0)
     pixels, labels = chance.integers(0, 256, (160, 3, 8, 8), np.uint8), chance.integers(0, 4, 160)
     known = Statistics(mean=[0.5] * 3, std=[0.2] * 3, train=160, test=160, classes={"a": 1})
-    images = Images(Split(pixels, labels), Pipeline(Transform.model_validate(TRANSFORM), known), torch.device("cpu"))
+    pipeline = Pipeline(Transform.model_validate(TRANSFORM), known)
+    images = Images(Split(pixels, labels), pipeline, torch.device(device))
     torch.manual_seed(0)
-    model = build_model(model_options(MODEL, "model"))
+    model = build_model(model_options(MODEL, "model")).to(device)
     compute = Compute.model_validate({"threads": 1, "precision": precision})
-    return loop.train(model, images, images, Recipe.model_validate(RECIPE), compute, 1, state)
+    return loop.train(model, images, images, Recipe.model_validate(RECIPE | options), compute, 1, state)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from stages.learning.checkpoint import Checkpoint
 from stages.learning.convolution import lay_out
 from stages.learning.device import memory_format
+from stages.learning.graphs import GraphedStep, Step, are_wanted
 from stages.learning.history import Epoch, best
 from stages.learning.images import Images
 from stages.learning.recipe import Compute, Recipe, make_optimizer, make_schedule
@@ -130,21 +131,35 @@ def steps(run: Run, images: Images, recipe: Recipe, compute: Compute) -> Iterato
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         run.epoch = EpochSoFar(order, loss_sum, torch.zeros((), dtype=torch.int64, device=device))
     epoch = run.epoch
+    step = _step(run, recipe, compute)
+    # The optimizers' kernels for each weight compute otherwise where they are to be recorded.
+    if are_wanted() and device.type == "cuda" and recipe.optimizer.fused:
+        step = GraphedStep(step, run.optimizer)
     batches = torch.split(epoch.order, recipe.batch_size)
     for inputs, labels in images.batches(batches[epoch.step :], run.augmentation):
-        with autocast(compute, device):
+        loss, right = step(inputs, labels)
+        epoch.loss_sum += loss * len(labels)
+        epoch.right += right
+        epoch.step += 1
+        yield epoch
+
+
+def _step(run: Run, recipe: Recipe, compute: Compute) -> Step:
+    """One step of `run`: from inputs and labels of a batch to its mean loss and how many of it were recognised."""
+    model, optimizer = run.model, run.optimizer
+
+    def step(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast(compute, labels.device):
             outputs = model(inputs)
         loss = _loss(outputs.float(), labels, recipe)
-        run.optimizer.zero_grad()
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-        run.optimizer.step()
+        optimizer.step()
+        return loss.detach(), (outputs.argmax(1) == labels).sum()
 
-        epoch.loss_sum += loss.detach() * len(labels)
-        epoch.right += (outputs.argmax(1) == labels).sum()
-        epoch.step += 1
-        yield epoch
+    return step
 
 
 def _is_over(run: Run, recipe: Recipe) -> bool:
