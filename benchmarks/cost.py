@@ -24,7 +24,7 @@ from stages import params
 from stages.datasets.arrays import Split
 from stages.datasets.statistics import Statistics
 from stages.datasets.transforms import Pipeline
-from stages.learning import loop
+from stages.learning import graphs, loop
 from stages.learning.device import choose_device, memory_format
 from stages.learning.images import Images
 from stages.learning.scoring import predict
@@ -37,7 +37,7 @@ DATASETS = {
     "fashion_mnist": ((1, 28, 28), 60_000, 10_000),
     "cifar10": ((3, 32, 32), 50_000, 10_000),
 }
-WARM_UP = 2
+WARM_UP = graphs.WARM_UP + 2 if torch.cuda.is_available() else 2  # steps
 
 
 def main() -> None:
@@ -96,15 +96,21 @@ def _training(lab: Any, steps: int) -> float:
     return float(epoch * recipe.epochs)
 
 
+def wait_for_gpu() -> None:
+    """Wait until a GPU, if there is one, has done all that it was told to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def _mean(steps: Iterable[Any]) -> float:
     """Seconds of one of `steps`, the first few of which are to warm up."""
     started, timed = 0.0, 0
     for number, _ in enumerate(steps, start=1 - WARM_UP):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
         if number == 0:
+            wait_for_gpu()
             started = time.perf_counter()
         timed = number
+    wait_for_gpu()
     return (time.perf_counter() - started) / timed
 
 

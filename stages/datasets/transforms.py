@@ -143,7 +143,7 @@ def normalization(transform: Transform, statistics: Statistics) -> tuple[list[fl
 def normalize(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
     """Scale uint8 images to 0-1, then centre and scale each channel.
 
-    Equal bit for bit to torchvision's ToTensor followed by Normalize.
+    On a CPU equal bit for bit to torchvision's ToTensor followed by Normalize.
 
     Args:
         images: uint8, N×C×H×W.

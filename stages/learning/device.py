@@ -37,10 +37,14 @@ def choose_device(compute: Compute) -> torch.device:
     _keep_freed_memory()
     # fp32 means fp32: on a GPU torch's default is to let convolutions round to TF32.
     torch.backends.cudnn.allow_tf32 = False
+    # And bf16 means products in it: torch's default is to let parts of a sum be added in it, too.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     if choice == "cpu" or not there:
         return torch.device("cpu")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(compute.deterministic)
+    # Memory that is got is written before it is read: to fill it first is a kernel more each time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not compute.deterministic
     return torch.device("cuda")
 

@@ -61,22 +61,22 @@ class GraphedStep:
             self._inputs, self._labels = torch.empty_like(inputs), torch.empty_like(labels)
         if inputs.shape != self._inputs.shape:
             return self._step(inputs, labels)
-        self._taken += 1
-        if self._taken <= WARM_UP:
-            return self._take_aside(inputs, labels)
         self._inputs.copy_(inputs)
         self._labels.copy_(labels)
+        self._taken += 1
+        if self._taken <= WARM_UP:
+            return self._take_aside()
         if self._graph is None:
             self._graph = self._recorded()
         self._graph.replay()
         return self._results
 
-    def _take_aside(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    def _take_aside(self) -> tuple[Tensor, ...]:
         """A step in the stream in which one is recorded later, as torch asks for."""
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            results = self._step(inputs, labels)
+            results = self._step(self._inputs, self._labels)
         current.wait_stream(self._stream)
         return results
 

@@ -22,6 +22,7 @@ from stages.datasets.transforms import Pipeline
 from stages.program.options import UserError
 
 AHEAD = 2  # batches that are read from disk while one is trained on
+ALIGNED = 64  # bytes
 TOGETHER = 1 << 22  # bytes of inputs that are made in one go, if a batch is less
 PART_OF_MEMORY = 0.4  # of what is available, that one split may take up
 
@@ -105,7 +106,9 @@ class Images:
         """
         count = 1
         if batches and isinstance(batches[0], Tensor) and self.is_resident and not self._pipeline.draws(random):
-            count = max(1, TOGETHER // (4 * len(batches[0]) * math.prod(self._pipeline.shape(self._pixels.shape))))
+            size = 4 * len(batches[0]) * math.prod(self._pipeline.shape(self._pixels.shape))
+            # A library may compute otherwise, and in other bits, what begins at an odd address.
+            count = max(1, TOGETHER // size) if size % ALIGNED == 0 else 1
         return [batches[start : start + count] for start in range(0, len(batches), count)]
 
     def in_order(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -174,8 +177,10 @@ class _OnDisk:
 
     def batches(self, batches: Iterable[Tensor | slice]) -> Iterator[Tensor]:
         coming: deque[Future[Tensor]] = deque()
+        # Brought here at once: each time the GPU would have to be waited for.
+        places = [indices if isinstance(indices, slice) else indices.cpu() for indices in batches]
         with self._path.open("rb") as file, ThreadPoolExecutor(1) as reader:
-            for indices in batches:
+            for indices in places:
                 coming.append(reader.submit(self._read, file.fileno(), indices))
                 if len(coming) > AHEAD:
                     yield coming.popleft().result().to(self._device, non_blocking=True)
@@ -183,7 +188,7 @@ class _OnDisk:
                 yield coming.popleft().result().to(self._device, non_blocking=True)
 
     def _read(self, file: int, indices: Tensor | slice) -> Tensor:
-        rows = self._rows[indices if isinstance(indices, slice) else indices.cpu()].tolist()
+        rows = self._rows[indices].tolist()
         images = torch.empty((len(rows), *self.shape), dtype=torch.uint8, pin_memory=self._device.type == "cuda")
         flat = images.view(len(rows), -1).numpy()
         for number in np.argsort(rows):  # as they lie in the file

@@ -61,7 +61,8 @@ def train(
         order = torch.randperm(len(training), generator=run.random)
         training, validation = training.part(order[held_out:]), training.part(order[:held_out])
 
-    with torch.random.fork_rng():  # dropout begins with the first step
+    device = training.labels.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout begins with the first step
         _check_outputs(model, training, recipe, compute)
         _check_last_batch(model, training, recipe)
     if checkpoint and (state := checkpoint.load()):

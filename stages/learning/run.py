@@ -55,6 +55,7 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """All of it, as torch saves it."""
+        device = next(self.model.parameters()).device
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -62,7 +63,7 @@ class Run:
             "random": self.random.get_state(),
             "augmentation": self.augmentation.get_state(),
             "dropout": torch.get_rng_state(),
-            "dropout_cuda": torch.cuda.get_rng_state_all() if next(self.model.parameters()).is_cuda else [],
+            "dropout_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
             "history": [asdict(epoch) for epoch in self.history],
             "best_state": self.best_state,
             "epoch": None if self.epoch is None else vars(self.epoch),
@@ -77,8 +78,8 @@ class Run:
         self.random.set_state(state["random"])
         self.augmentation.set_state(state["augmentation"])
         torch.set_rng_state(state["dropout"])
-        if state["dropout_cuda"]:
-            torch.cuda.set_rng_state_all(state["dropout_cuda"])
+        if state["dropout_cuda"] is not None:
+            torch.cuda.set_rng_state(state["dropout_cuda"], device)
         self.history = [Epoch(**epoch) for epoch in state["history"]]
         self.best_state = {name: tensor.to(device) for name, tensor in state["best_state"].items()}
         if (begun := state["epoch"]) is not None:
