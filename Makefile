@@ -16,7 +16,7 @@ test: .venv/installed  ## Run the whole test suite
 
 stress: .venv/installed  ## Hold runs against plain DVC, kill them, edit meanwhile: often (an hour or two)
 	@LABDAG_STRESS=1 $(BIN)/pytest -n 0 tests/test_stress.py tests/test_oracle.py \
-	    tests/test_resume.py tests/test_sweep.py
+	    tests/test_resume.py tests/test_services.py tests/test_sweep.py
 
 lint: .venv/installed  ## Check format, style, types and the rules of the rooms
 	@$(BIN)/ruff format --check .

@@ -31,9 +31,10 @@ from stages.program.options import UserError
 from tests.conftest import STRESS, edit_params, run, wait_for
 
 # A bit of everything that has a state: batch normalisation, dropout, crops and flips, a schedule, validation images.
+# On a CPU its convolutions are computed in each `Way`, and as Conv2d does.
 MODEL = {
-    "name": "vgg", "input_shape": [3, 8, 8], "classes": 4, "layers": [8, "M", 8, "M"], "batch_norm": True,
-    "classifier": {"inputs": 32, "hidden": [16], "dropout": 0.5},
+    "name": "vgg", "input_shape": [3, 8, 8], "classes": 4, "layers": [8, 8, "M", 128, "M", 128], "batch_norm": True,
+    "classifier": {"inputs": 512, "hidden": [16], "dropout": 0.5},
 }  # fmt: skip
 RECIPE = {
     "epochs": 4, "batch_size": 16, "test_batch_size": 50, "shuffle": True, "select_on": "validation",

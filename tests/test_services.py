@@ -22,7 +22,7 @@ import pytest
 from flows import services
 from flows.deployments import read
 from flows.graph import GraphError
-from tests.conftest import copy_project, free_port, is_gone, run, wait_for
+from tests.conftest import STRESS, copy_project, free_port, is_gone, run, wait_for
 from tests.test_retrain import state_of
 
 TOY = """
@@ -71,7 +71,12 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+def with_database(usual: str) -> pytest.MarkDecorator:
+    """Try a test with one database, or with each where there is time for that."""
+    return pytest.mark.parametrize("database", ["sqlite", "postgresql"] if STRESS else [usual], indirect=True)
+
+
+@pytest.fixture
 def database(request: pytest.FixtureRequest) -> list[str]:
     """What tells `labdag up` which database to take."""
     return [] if request.param == "sqlite" else ["--database", request.getfixturevalue("postgres")]
@@ -131,6 +136,7 @@ def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
 
 
 @pytest.mark.timeout(600)
+@with_database("sqlite")
 def test_a_schedule_retrains_registers_and_leaves_alone_what_is_unchanged(
     up: Callable[..., Up], database: list[str], tmp_path: Path
 ) -> None:
@@ -167,6 +173,7 @@ def test_a_schedule_retrains_registers_and_leaves_alone_what_is_unchanged(
 
 
 @pytest.mark.timeout(600)
+@with_database("postgresql")
 def test_a_deployment_runs_and_what_died_is_ended(
     up: Callable[..., Up], database: list[str], toy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
