@@ -26,7 +26,7 @@ from stages.learning.recipe import Compute
 from stages.learning.scoring import predict
 from stages.models import build_model
 from stages.program.options import UserError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run
 from tests.test_resume import BATCHES, Deadly, Killed, trained
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -83,10 +83,10 @@ def some_steps(lab: Any, compute: Compute, device: torch.device) -> tuple[dict[s
     images = Images(split, Pipeline(lab.transform, known), device, memory_format(compute))
     recipe = lab.train.model_copy(update={"batch_size": SMALL})
     torch.manual_seed(0)
-    run = loop.begin(build_model(lab.model).to(device), recipe, compute, seed=1)
-    for _ in loop.steps(run, images, recipe, compute):
+    training = loop.begin(build_model(lab.model).to(device), recipe, compute, seed=1)
+    for _ in loop.steps(training, images, recipe, compute):
         pass
-    return run.model.state_dict(), predict(run.model, images, SMALL, compute)
+    return training.model.state_dict(), predict(training.model, images, SMALL, compute)
 
 
 @needs_gpu
@@ -189,10 +189,10 @@ def test_images_that_stay_on_disk_are_read_while_a_step_is_recorded(
         images = Images(split, Pipeline(lab.transform, known), torch.device("cuda"))
         assert images.is_resident == (limit != "0")
         torch.manual_seed(0)
-        run = loop.begin(build_model(lab.model).to("cuda"), recipe, lab.compute, seed=1)
-        for _ in loop.steps(run, images, recipe, lab.compute):
+        training = loop.begin(build_model(lab.model).to("cuda"), recipe, lab.compute, seed=1)
+        for _ in loop.steps(training, images, recipe, lab.compute):
             pass
-        ended.append(run.model.state_dict())
+        ended.append(training.model.state_dict())
     assert replays
     assert_same(*ended)
 
@@ -229,6 +229,26 @@ def test_a_batch_of_another_size_is_passed_on(sizes: list[int]) -> None:
     # Of the first size all but the steps to warm up are one recording.
     assert len(taken) == graphs.WARM_UP + 1 + sum(size != sizes[0] for size in sizes)
     assert not any(group["capturable"] for group in optimizer.param_groups)
+
+
+@needs_gpu
+@pytest.mark.usefixtures("gpu")
+def test_a_step_that_cannot_be_recorded_gets_a_sentence() -> None:
+    # In a process of its own: after it a GPU is of no use to this one.
+    program = """
+import torch
+from torch import nn
+from stages.learning.graphs import GraphedStep
+weight = nn.Parameter(torch.ones(1, device="cuda"))
+def step(inputs, labels):
+    return (inputs * inputs.sum().item(),)  # which has to wait for the GPU
+graphed = GraphedStep(step, torch.optim.SGD([weight], lr=0.1, fused=True))
+for _ in range(9):
+    graphed(torch.ones(2, device="cuda"), torch.ones(2, device="cuda"))
+"""
+    done = run("python", "-c", program, cwd=ROOT, check=False)
+    assert "UserError: LABDAG_CUDA_GRAPHS is on, but a step of this training cannot be recorded (" in done.stderr
+    assert done.stderr.rstrip().endswith("; set it to off.")
 
 
 def test_graphs_are_on_or_off(monkeypatch: pytest.MonkeyPatch) -> None:

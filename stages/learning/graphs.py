@@ -81,14 +81,24 @@ class GraphedStep:
         return results
 
     def _recorded(self) -> torch.cuda.CUDAGraph:
-        """The step as a graph; it is not taken."""
+        """The step as a graph; it is not taken.
+
+        Raises:
+            UserError: it cannot be recorded; there is nothing but to end the program then.
+        """
         graph = torch.cuda.CUDAGraph()
-        # Other threads go on meanwhile: images that stay on disk are read in one.
-        with (
-            _capturable(self._optimizer),
-            torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
-        ):
-            self._results = self._step(self._inputs, self._labels)
+        try:
+            # Other threads go on meanwhile: images that stay on disk are read in one.
+            with (
+                _capturable(self._optimizer),
+                torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
+            ):
+                self._results = self._step(self._inputs, self._labels)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"LABDAG_CUDA_GRAPHS is on, but a step of this training cannot be recorded ({reason}); set it to off."
+            ) from error
         return graph
 
 
