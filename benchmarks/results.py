@@ -167,7 +167,8 @@ def _link_data(workspace: Path, folder: Path, dataset: str, images: int | None) 
 
 
 def _stage(folder: Path, stage: str, name: str) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", f"stages.{stage}", name]
     with (folder / "log.txt").open("a") as log:
         done = subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
