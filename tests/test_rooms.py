@@ -7,13 +7,14 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dvc.repo import Repo
 
+from stages import params
 from tests.conftest import ROOT, edit_params, run
 
 
@@ -33,14 +34,16 @@ def path_of(module: str) -> Path | None:
     return next((p for p in (base / "__init__.py", base.with_suffix(".py")) if p.is_file()), None)
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def imports(path: Path) -> list[str]:
     """First-party modules that a file can import, wherever in it: each name, as a module or one inside a module."""
+    found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return found
 
 
 def templates(path: Path) -> set[Path]:
@@ -72,10 +75,7 @@ def closure(module: str, chosen: dict[str, str]) -> set[str]:
     return found
 
 
-def chosen(stage: str) -> dict[str, str]:
-    from stages import params
-
-    loaded = params.load(ROOT / "params.yaml")
+def chosen(stage: str, loaded: params.Params) -> dict[str, str]:
     key = stage.partition("@")[2]
     if key in loaded.labs:
         return {"stages.models": loaded.labs[key].model.name}
@@ -85,10 +85,10 @@ def chosen(stage: str) -> dict[str, str]:
 
 
 def test_each_stage_declares_exactly_the_modules_that_it_can_import() -> None:
-    stages = declared()
+    stages, loaded = declared(), params.load(ROOT / "params.yaml")
     assert len(stages) > 10
     for stage, (files, _) in stages.items():
-        assert files == closure(f"stages.{stage.partition('@')[0]}", chosen(stage)), stage
+        assert files == closure(f"stages.{stage.partition('@')[0]}", chosen(stage, loaded)), stage
 
 
 LOADED = """
