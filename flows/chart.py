@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 from pathlib import Path
@@ -75,7 +76,11 @@ def _panel(axes: Axes, sweep: Sweep, runs: list[Result], setting: Setting) -> No
     groups: dict[float, list[float]] = {}
     for place, height in zip(places, heights, strict=True):
         groups.setdefault(place, []).append(height)
-    several = {place: found for place, found in sorted(groups.items()) if len(found) > 1}
+    several = {
+        place: found
+        for place, found in sorted(groups.items())
+        if len(found) > 1 and all(map(math.isfinite, found))  # others have no deviation
+    }
     if several and not sweep.is_search:
         means = [statistics.fmean(found) for found in several.values()]
         spread = [statistics.stdev(found) for found in several.values()]

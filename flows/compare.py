@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -290,15 +291,20 @@ def styled(value: Any, style: str) -> str:
         return str(value)
 
 
+def is_percent(style: str) -> bool:
+    """Whether a format is one of per cent, to which a sign may be added."""
+    return re.fullmatch(r"(\.\d+)?%", style) is not None
+
+
 def size(value: float, style: str) -> str:
     """How large a difference is, of values in a format."""
-    if style.endswith("%"):
+    if is_percent(style):
         return f"{format(value, style)[:-1]} points"
     return f"{value:.3g}"
 
 
 def _signed(change: float, style: str) -> str:
-    if style.endswith("%"):
+    if is_percent(style):
         return f"{format(change, '+' + style)[:-1]} points"
     return f"{change:+.4g}"
 

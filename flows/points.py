@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from flows.graph import GraphError, Pipeline, flat
 
@@ -22,6 +25,7 @@ _NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?"
 _SPAN = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(:log)?", re.IGNORECASE)
 LONGEST = 120  # characters of a name, but for a hash of its rest: it is part of a file's name
 FIGURES = 4  # digits of a value that a search picks
+MOST_POINTS = 100_000  # of a grid
 _UNNAMEABLE = re.compile(r"[^A-Za-z0-9.+-]+")
 
 
@@ -116,7 +120,7 @@ def grid(target: str, chosen: list[Setting]) -> list[Point]:
     """All combinations of the settings' values, the last one's values changing first.
 
     Raises:
-        GraphError: a setting has more values than can be told, or two points would have one name.
+        GraphError: a setting has more values than can be told, there are too many points, or two of one name.
     """
     listed: list[Sequence[Any]] = []
     for setting in chosen:
@@ -130,6 +134,11 @@ def grid(target: str, chosen: list[Setting]) -> list[Point]:
             listed.append(range(int(span.low), int(span.high) + 1))
         else:
             listed.append(span)
+    if (count := math.prod(map(len, listed))) > MOST_POINTS:
+        raise GraphError(
+            f"The grid has {count:,} points, more than {MOST_POINTS:,}: list fewer values, or say with --trials how "
+            "many a search may try."
+        )
     points = [point(target, chosen, values) for values in itertools.product(*listed)]
     counts = Counter(each.name for each in points)
     if doubled := next((name for name, count in counts.items() if count > 1), None):
@@ -170,12 +179,27 @@ def read(root: Path) -> Any:
 def write(root: Path, point: Point) -> None:
     """Set the values of a point in params.yaml, of which all else stays as it is written."""
     yaml = YAML()
+    yaml.Representer = _Representer
     yaml.preserve_quotes = True
     yaml.width = 1 << 16
     params = yaml.load((root / PARAMS).read_text(encoding="utf-8"))
     apply(params, point.values)
     with (root / PARAMS).open("w", encoding="utf-8") as file:
         yaml.dump(params, file)
+
+
+class _Representer(RoundTripRepresenter):
+    """Writes numbers as every reader of YAML knows them."""
+
+    def represent_any_float(self, value: float) -> ScalarNode:
+        """Write 1e-05 with a point, without which it is text by YAML 1.1, and so to PyYAML."""
+        digits, exponent, power = repr(value).partition("e")
+        if not exponent or "." in digits:
+            return self.represent_float(value)
+        return self.represent_scalar("tag:yaml.org,2002:float", f"{digits}.0e{power}")
+
+
+_Representer.add_representer(float, _Representer.represent_any_float)
 
 
 def apply(params: Any, values: Mapping[str, Any]) -> None:
@@ -227,6 +251,8 @@ def _at(params: Any, path: str) -> Any:
 def _values(text: str, listed: str) -> tuple[Any, ...] | Span:
     if match := _SPAN.fullmatch(listed):
         low, high = (_number(end) for end in match.groups()[:2])
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise GraphError(f"-S {text} has an end that is no finite number.")
         if high < low:
             raise GraphError(f"-S {text} has no values: {low} is more than {high}.")
         if match[3] and low <= 0:
@@ -234,8 +260,10 @@ def _values(text: str, listed: str) -> tuple[Any, ...] | Span:
         return Span(low, high, bool(match[3]))
     try:
         values = YAML(typ="safe", pure=True).load(f"[{listed}]")
-    except YAMLError:
+    except (YAMLError, ValueError):  # such as a date that there is not
         raise GraphError(f"-S {text} has values that are no YAML.") from None
+    if not values:
+        raise GraphError(f"-S {text} has no values.")
     if span := next((value for value in values if isinstance(value, str) and _SPAN.fullmatch(value)), None):
         raise GraphError(
             f"-S {text} has the range {span} among other values; a range stands alone, so list its values."

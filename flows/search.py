@@ -132,5 +132,8 @@ class Study:
 
     def _point(self, values: Mapping[str, Any]) -> Point:
         chosen = [values[setting.name] for setting in self._settings]
-        rounded = [float(f"{value:.{FIGURES}g}") if isinstance(value, float) else value for value in chosen]
-        return point(self._target, self._settings, rounded)
+        picked = [
+            float(f"{value:.{FIGURES}g}") if isinstance(setting.values, Span) and isinstance(value, float) else value
+            for setting, value in zip(self._settings, chosen, strict=True)
+        ]
+        return point(self._target, self._settings, picked)

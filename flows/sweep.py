@@ -44,7 +44,7 @@ from flows.search import Grid, Search, Study
 from flows.supervisor import PARENT
 from flows.swept import Found, Result, Sweep
 from flows.targets import select
-from flows.workspace import require_commit, save, twin
+from flows.workspace import require_commit, save, submodules, twin
 
 MANY = 1000  # threads at most; how many points are made at once is for the sweep to say
 DIGITS = 16  # of a digest that are enough to tell inputs apart
@@ -233,7 +233,6 @@ class _Work:
         """
         if known := self.known(point):
             return known
-        name, _ = self._experiment(point)
         place, ready = self._place(point)
         copy = place / self.base.root.relative_to(top(self.base.root))
         if not ready.exists():  # nothing is left there of a sweep that was broken off, or a part of a copy
@@ -243,7 +242,9 @@ class _Work:
             ready.touch()
         if reason := self._run(copy, log):
             return Result(point, Found.FAILED, reason=reason)
-        save(self.base, copy, self.stages, name, self._message(point), self.history.root, again=True)
+        with self._naming():
+            name, _ = self._experiment(point)
+            save(self.base, copy, self.stages, name, self._message(point), self.history.root, again=True)
         _, records = self._experiment(point)
         if records is None:
             raise GraphError(f"the experiment {name} was saved, but what it holds can't be read back")
@@ -251,6 +252,13 @@ class _Work:
         with suppress(OSError):  # a command may have left a process that writes there; it is recorded all the same
             remove(place)
         return Result(point, Found.RECORDED, name, metrics=figures(metrics_of(records)))
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Be the only one to name an experiment: a sweep of other inputs may have a point of the same name."""
+        with (top(self.base.root).parents[2] / "naming").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _run(self, copy: Path, log: Callable[[str], None]) -> str:
         """Bring the target up to date in a copy; tells why that failed, if it did."""
@@ -319,9 +327,13 @@ def _begun(pipeline: Pipeline, stages: Mapping[str, Stage], digest: str) -> Iter
     """The root of a copy of the repository for a sweep, made now or by one with the same inputs that was broken off.
 
     Raises:
-        GraphError: there is no commit, something can't be copied, or the same sweep is at work.
+        GraphError: there is no commit, something can't be copied or kept, or the same sweep is at work.
     """
     require_commit(pipeline.root)
+    if found := submodules(pipeline.root):
+        raise GraphError(
+            f"{found[0]} is a git submodule, which a sweep's experiments would lose: `labdag sweep` can't be used here."
+        )
     place = pipeline.root / ".dvc" / "tmp" / "labdag" / "sweeps" / digest
     place.mkdir(parents=True, exist_ok=True)
     with (place / "lock").open("w") as lock:

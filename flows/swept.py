@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from flows.compare import styled
+from flows.compare import is_percent, styled
 from flows.points import Point, Setting
 
 MOST = 6  # figures that tables show of a target that does not say which
@@ -118,7 +118,9 @@ def _spread(figures: list[float], style: str) -> str:
         return "-"
     if len(set(figures)) == 1:
         return styled(figures[0], style)
+    if not all(map(math.isfinite, figures)):  # they have no deviation
+        return styled(sum(figures), style)
     mean, deviation = statistics.fmean(figures), statistics.stdev(figures)
-    if style.endswith("%"):
+    if is_percent(style):
         return f"{styled(mean, style)} ± {format(deviation, style)[:-1]}"
     return f"{mean:.4g} ± {deviation:.2g}"

@@ -155,6 +155,16 @@ def refresh(root: Path, place: Path) -> None:
     git(place, "update-ref", "--stdin", text="\n".join([*known, ""]))
 
 
+def submodules(root: Path) -> list[str]:
+    """The git submodules of a repository, by their paths from its top.
+
+    Raises:
+        GitError: git refuses.
+    """
+    staged = git(git_top(root), "ls-files", "-z", "--stage").split("\0")
+    return [entry.partition("\t")[2] for entry in staged if entry.startswith("160000 ")]
+
+
 def _fill_submodules(top: Path, place: Path) -> None:
     """Check the submodules of a clone out, from where the repository has them, if it has that commit of theirs."""
     if not (place / ".gitmodules").exists():

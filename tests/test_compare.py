@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from flows.compare import leaves, tables
+from flows.compare import Line, leaves, printed, tables
 from flows.graph import Pipeline
 from tests.conftest import run
 
@@ -16,6 +17,13 @@ stages:
   a: {cmd: cp in.json a.json, deps: [in.json], metrics: [a.json]}
   b: {cmd: cp in.json b.json, deps: [in.json], metrics: [b.json: {cache: false}]}
 """
+
+
+def test_a_format_that_no_sign_fits_tells_differences_as_they_are() -> None:
+    line = Line("lab", "acc", 0.25, 0.75, ".1%")
+    assert printed(line)[:3] == ("25.0%", "75.0%", "+50.0 points")
+    assert printed(replace(line, style="+.1%"))[:3] == ("+25.0%", "+75.0%", "+0.5")
+    assert printed(replace(line, style=".1f%"))[:3] == ("0.25", "0.75", "+0.5")
 
 
 def test_metrics_are_numbers_and_strings_in_the_upper_levels() -> None:

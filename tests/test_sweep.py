@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import signal
 import subprocess
@@ -12,10 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 from PIL import Image
+from ruamel.yaml import YAML
 
+from flows.chart import draw
 from flows.graph import GraphError
-from flows.points import grid, settings
+from flows.points import Point, grid, settings, write
+from flows.search import Study
+from flows.swept import Found, Result, Sweep
 from tests.conftest import STRESS, copy_project, is_gone, run, wait_for
 
 PIPELINE = """
@@ -98,6 +104,11 @@ def test_points_are_all_combinations_by_readable_names() -> None:
         (["lr=[1,2"], "no YAML"),
         (["seed=1..3,7"], "has the range 1..3 among other values"),
         (["lr=1,1"], "a value stands there twice"),
+        (["lr=2024-02-30"], "no YAML"),
+        (["lr=!!int a"], "no YAML"),
+        (["lr=] #"], "has no values"),
+        (["lr=1..1e999"], "an end that is no finite number"),
+        (["seed=1..10000000"], "The grid has 10,000,000 points, more than 100,000"),
     ],
 )
 def test_what_can_not_be_varied_gets_a_sentence(texts: list[str], sentence: str | None) -> None:
@@ -106,6 +117,32 @@ def test_what_can_not_be_varied_gets_a_sentence(texts: list[str], sentence: str 
         return
     with pytest.raises(GraphError, match=re.escape(sentence)):
         grid("a", settings(texts, KEYS, "a"))
+
+
+def test_a_number_is_written_as_every_reader_of_yaml_knows_it(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("# rate\nlr: 1.0e-3  # kept\nall: [1, 2.50]\nbig: 1\n")
+    write(tmp_path, Point("a", {"lr": 1e-5, "big": 1e16, "all": [2e-7, 0.5]}))
+    text = (tmp_path / "params.yaml").read_text()
+    assert yaml.safe_load(text) == {"lr": 1e-5, "big": 1e16, "all": [2e-7, 0.5]}
+    assert YAML(typ="safe", pure=True).load(text) == yaml.safe_load(text)
+    assert "# rate" in text
+    assert "# kept" in text
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_figure_that_is_no_number_has_no_deviation(bad: float, tmp_path: Path) -> None:
+    chosen = settings(["seed=1..3", "lr=1,2"], KEYS, "a")
+    figures = [
+        bad if point.name == "a-seed2-lr1" else 0.5 + number / 10 for number, point in enumerate(grid("a", chosen))
+    ]
+    results = [
+        Result(point, Found.RECORDED, point.name, metrics={"acc": figure})
+        for point, figure in zip(grid("a", chosen), figures, strict=True)
+    ]
+    sweep = Sweep(chosen, results, {"acc": ".1%"}, seed=chosen[0].name, metric="acc")
+    rows = {row["lr"]: row["acc"] for row in sweep.rows()}
+    assert rows == {"1": f"{bad:.1%}", "2": "80.0% ± 20.0"}
+    assert draw(sweep, tmp_path / "chart.png") == tmp_path / "chart.png"
 
 
 def test_a_sweep_leaves_experiments_and_runs_what_they_share_once(repository: Path) -> None:
@@ -251,6 +288,37 @@ def test_one_sweep_of_the_same_inputs_is_at_work_at_a_time(repository: Path, mon
     assert "started again, the sweep goes on from there" in first.communicate(timeout=60)[1]
     assert first.returncode == 130
     wait_for(lambda: not left_of(repository), 30)
+
+
+def test_two_sweeps_at_once_give_their_experiments_two_names(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAKES", "4")
+    first = subprocess.Popen(["labdag", "sweep", "train", "-S", "seed=1"], cwd=repository)
+    wait_for(lambda: runs(repository)["prepare"], 60)
+    (repository / "log.py").write_text(LOG + "# edited\n")
+    run("labdag", "sweep", "train", "-S", "seed=1", cwd=repository)
+    assert first.wait(120) == 0
+    assert experiments(repository) == ["train-seed1", "train-seed1-2"]
+    again = run("labdag", "sweep", "train", "-S", "seed=1", cwd=repository)
+    assert "1 points: 0 recorded, 1 known" in again.stdout
+
+
+def test_a_submodule_that_experiments_would_lose_is_told(repository: Path) -> None:
+    run("git", "-c", "protocol.file.allow=always", "submodule", "add", "--quiet", "./", "lib", cwd=repository)
+    run("git", "commit", "--quiet", "--all", "--message", "Add a submodule", cwd=repository)
+    done = run("labdag", "sweep", "train", "-S", "seed=1", cwd=repository, check=False)
+    assert done.returncode == 1
+    assert "Error: lib is a git submodule, which a sweep's experiments would lose" in done.stderr
+    assert not runs(repository)
+    assert not experiments(repository)
+
+
+def test_a_search_picks_listed_values_as_they_are_listed(tmp_path: Path) -> None:
+    listed = (0.123456, 0.123449)
+    chosen = settings([f"lr={listed[0]},{listed[1]}"], KEYS, "a")
+    study = Study(tmp_path / "studies.db", "s", "a", chosen, 6, "acc", maximize=True, log=print)
+    picked = [point.values["labs.a.lr"] for point in iter(study.ask, None)]
+    assert len(picked) == 6
+    assert set(picked) <= set(listed)
 
 
 def test_other_values_of_a_like_name_are_another_point(repository: Path) -> None:
