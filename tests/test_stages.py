@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from stages.program.command import KEPT
 from tests.conftest import edit_params, run
 
 LAB = "lenet_digits"
@@ -58,8 +59,8 @@ def start_long_training(folder: Path) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(
     ("number", "code", "told"),
     [
-        (signal.SIGINT, 130, "Error: interrupted; nothing was written.\n"),
-        (signal.SIGTERM, 143, "Error: terminated; nothing was written.\n"),
+        (signal.SIGINT, 130, f"Error: interrupted; {KEPT}\n"),
+        (signal.SIGTERM, 143, f"Error: terminated; {KEPT}\n"),
         (signal.SIGKILL, -9, ""),
     ],
 )

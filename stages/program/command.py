@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from stages.program.options import UserError
 
+KEPT = "no output was written. A training goes on from its last checkpoint when it is run again."
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 
@@ -44,13 +45,13 @@ def command(stage: Callable[..., None], argument: str, description: str | None, 
             raise
         sys.exit(_told(sentence))
     except KeyboardInterrupt:
-        _told("interrupted; nothing was written.")
+        _told(f"interrupted; {KEPT}")
         sys.exit(INTERRUPTED)
     sys.exit(0)
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    _told("terminated; nothing was written.")
+    _told(f"terminated; {KEPT}")
     sys.exit(TERMINATED)
 
 
