@@ -176,11 +176,18 @@ def _stage(folder: Path, stage: str, name: str) -> None:
         sys.exit(f"Error: {stage}@{name} failed; see {folder / 'log.txt'}.")
 
 
-def machine() -> str:
-    """What this machine computes with: its GPU, or else its processor."""
+def is_on_gpu() -> bool:
+    """Whether labs compute on a GPU here."""
     import torch
 
-    if os.environ.get("LABDAG_DEVICE") != "cpu" and torch.cuda.is_available():
+    return os.environ.get("LABDAG_DEVICE") != "cpu" and torch.cuda.is_available()
+
+
+def machine() -> str:
+    """What this machine computes with: its GPU, or else its processor."""
+    if is_on_gpu():
+        import torch
+
         return torch.cuda.get_device_name()
     models = [
         line.partition(":")[2].strip()

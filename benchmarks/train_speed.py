@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import statistics as numbers
 import subprocess
@@ -131,6 +130,7 @@ def _measured(options: argparse.Namespace) -> dict[str, float]:
     import torch
 
     from benchmarks.cost import DATASETS, wait_for_gpu
+    from benchmarks.results import is_on_gpu
     from stages import params
     from stages.learning.device import choose_device
 
@@ -140,7 +140,7 @@ def _measured(options: argparse.Namespace) -> dict[str, float]:
     if kind == "labdag":
         device = choose_device(compute)
     else:
-        device = torch.device("cuda" if _is_on_gpu() else "cpu")
+        device = torch.device("cuda" if is_on_gpu() else "cpu")
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     shape = DATASETS[lab.dataset][0]
@@ -171,13 +171,6 @@ def _measured(options: argparse.Namespace) -> dict[str, float]:
         "start": start,
         "mib": kibibytes / 1024,
     }
-
-
-def _is_on_gpu() -> bool:
-    """Whether labs train on a GPU here."""
-    import torch
-
-    return os.environ.get("LABDAG_DEVICE") != "cpu" and torch.cuda.is_available()
 
 
 def _labdags(lab: Any, compute: Any, device: Any, shape: tuple[int, ...], images: int, epochs: int) -> Iterator[Any]:

@@ -22,7 +22,7 @@ from stages.datasets.transforms import Pipeline
 from stages.program.options import UserError
 
 AHEAD = 2  # batches that are read from disk while one is trained on
-ALIGNED = 64  # bytes
+ALIGNED = 64  # bytes; what begins elsewhere than at a multiple a library may compute otherwise, in other bits
 TOGETHER = 1 << 22  # bytes of inputs that are made in one go, if a batch is less
 PART_OF_MEMORY = 0.4  # of what is available, that one split may take up
 
@@ -107,7 +107,6 @@ class Images:
         count = 1
         if batches and isinstance(batches[0], Tensor) and self.is_resident and not self._pipeline.draws(random):
             size = 4 * len(batches[0]) * math.prod(self._pipeline.shape(self._pixels.shape))
-            # A library may compute otherwise, and in other bits, what begins at an odd address.
             count = max(1, TOGETHER // size) if size % ALIGNED == 0 else 1
         return [batches[start : start + count] for start in range(0, len(batches), count)]
 

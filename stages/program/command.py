@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from stages.program.options import UserError
 
-KEPT = "no output was written. A training goes on from its last checkpoint when it is run again."
+KEPT = "no output was written; the next run goes on from what was saved, if anything was."
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 
