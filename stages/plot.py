@@ -26,7 +26,6 @@ from stages.datasets.statistics import Statistics
 from stages.datasets.transforms import Pipeline, Transform, normalization
 from stages.learning import history, weights
 from stages.learning.classes import confusion_matrix
-from stages.learning.device import choose_device
 from stages.learning.expectation import Expectation, judge
 from stages.learning.recipe import Compute, Recipe
 from stages.learning.scoring import autocast
@@ -176,7 +175,7 @@ def _layers(options: Any, results: Path, inputs: Tensor, compute: Compute) -> li
 
     They run on the CPU whatever there is: one image is no work, and so the pictures have the same bytes.
     """
-    choose_device(compute)
+    torch.set_num_threads(compute.threads)
     model = build_model(options)
     weights.load(model, results / "best.safetensors")
     with autocast(compute, torch.device("cpu")):

@@ -41,7 +41,8 @@ def main(lab: str) -> None:
     where, results = f"labs.{lab}", Path("results") / lab
     section = read_section("labs", lab, Section)
     options = model_options(section.model, f"{where}.model")
-    device = choose_device(section.compute)
+    with blame(where):
+        device = choose_device(section.compute)
 
     dataset = arrays.load(section.dataset)
     _check_fit(section, options, dataset, where)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages import params
-from stages.learning import convolution, loop
+from stages.learning import convolution, gpu_convolution, loop
 from stages.learning.convolution import Convolution, PooledConvolution, Way, choose_way, lay_out
+from stages.learning.gpu_convolution import GpuConvolution
 from stages.learning.recipe import Compute
 from stages.models import build_model
 from tests.test_learning import lenet, recipe
@@ -34,18 +35,18 @@ def gradients(model: nn.Module, inputs: Tensor, made: Tensor, precision: torch.d
     """Outputs, and the gradients of inputs and parameters where the outputs' gradient is `made`."""
     model.zero_grad()
     inputs = inputs.clone(memory_format=torch.channels_last).requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision is torch.bfloat16):
         outputs = model(inputs)
     outputs.backward(made.to(outputs.dtype))
     assert inputs.grad is not None
     return [outputs, inputs.grad, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)]
 
 
-def assert_near(found: list[Tensor], exact: list[Tensor], precision: torch.dtype) -> None:
+def assert_near(found: list[Tensor], exact: list[Tensor], precision: torch.dtype, most: float | None = None) -> None:
     """Hold tensors against those computed in float64, within what `precision` rounds."""
     assert len(found) == len(exact)
+    most = most or (1e-5 if precision is torch.float32 else 0.02)
     for one, other in zip(found, exact, strict=True):
-        most = 1e-5 if precision is torch.float32 else 0.02
         assert (one.to(EXACT) - other).abs().max() <= most * other.abs().max()
 
 
@@ -72,6 +73,35 @@ def test_each_way_has_the_outputs_and_gradients_of_conv2d(
     made = torch.randn_like(layer(inputs))
     found = gradients(Convolution.of(layer), inputs, made, precision)
     assert_near(found, gradients(exact, inputs.to(EXACT), made, EXACT), precision)
+
+
+@pytest.mark.parametrize(
+    ("channels", "filters", "kernel", "padding", "size"),
+    [
+        (1, 6, 5, 2, (28, 28)),
+        (6, 16, 5, 0, (14, 14)),
+        (8, 12, 3, 1, (9, 7)),
+        (8, 256, (3, 4), (1, 0), (6, 5)),  # many filters
+        (4, 8, 3, 3, (4, 4)),  # more zeros around the image than the kernel reaches
+        (12, 16, 1, 0, (5, 5)),
+        (12, 16, 2, 1, (1, 1)),
+    ],
+)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("at_once", [1, 40_000, gpu_convolution.AT_ONCE])
+@pytest.mark.parametrize("rounds", [False, True])
+def test_products_of_unfolded_images_are_the_convolution(
+    channels: int, filters: int, kernel: Any, padding: Any, size: tuple[int, int], bias: bool, at_once: int,
+    rounds: bool, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """As on a GPU: in one piece and in several, and where but some of it is products, as with TF32."""
+    monkeypatch.setattr(gpu_convolution, "AT_ONCE", at_once)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", rounds)
+    layer, exact = layers(channels, filters, kernel, padding, bias)
+    inputs = torch.randn(7, channels, *size)
+    made = torch.randn_like(layer(inputs))
+    found = gradients(GpuConvolution.of(layer), inputs, made, torch.float32)
+    assert_near(found, gradients(exact, inputs.to(EXACT), made, EXACT), torch.float32)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

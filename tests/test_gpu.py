@@ -20,17 +20,21 @@ from stages.datasets.transforms import Pipeline
 from stages.learning import graphs, loop
 from stages.learning.checkpoint import Checkpoint
 from stages.learning.device import choose_device, memory_format
+from stages.learning.gpu_convolution import GpuConvolution
 from stages.learning.graphs import GraphedStep
+from stages.learning.history import Epoch
 from stages.learning.images import Images
 from stages.learning.recipe import Compute
 from stages.learning.scoring import predict
 from stages.models import build_model
 from stages.program.options import UserError
+from tests import test_resume
 from tests.conftest import ROOT, run
-from tests.test_resume import BATCHES, Deadly, Killed, trained
+from tests.test_convolution import assert_near, gradients, layers
+from tests.test_resume import BATCHES, Deadly, Killed
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-by_precision = pytest.mark.parametrize("precision", ["fp32", "bf16"])
+by_precision = pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 LABS = [name for name, lab in params.load(ROOT / "params.yaml").labs.items() if lab.dataset in DATASETS]
 FEW, SMALL = 6, 8  # steps of some images each
 OPTIMIZERS = [
@@ -69,6 +73,12 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[torch.cuda.CUDAGraph]:
     return replayed
 
 
+def trained(precision: Any, state: Checkpoint | None, **options: Any) -> tuple[dict[str, Tensor], list[Epoch]]:
+    """A small training, on the GPU."""
+    choose_device(Compute(threads=1, precision=precision))
+    return test_resume.trained(precision, state, "cuda", **options)
+
+
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -96,6 +106,7 @@ def some_steps(lab: Any, compute: Compute, device: torch.device) -> tuple[dict[s
 def test_every_lab_takes_steps_and_gets_the_same_bits_again(name: str, precision: Any, gpu: torch.device) -> None:
     lab = params.load(ROOT / "params.yaml").labs[name]
     compute = lab.compute.model_copy(update={"precision": precision})
+    choose_device(compute)
     (weights, logits), (again, later) = (some_steps(lab, compute, gpu) for _ in range(2))
     assert_same(weights, again)
     assert torch.equal(logits, later)
@@ -106,8 +117,8 @@ def test_every_lab_takes_steps_and_gets_the_same_bits_again(name: str, precision
 @pytest.mark.usefixtures("with_graphs", "gpu")
 @by_precision
 def test_the_same_seed_gives_the_same_bits(precision: str) -> None:
-    state, history = trained(precision, None, "cuda")
-    again, later = trained(precision, None, "cuda")
+    state, history = trained(precision, None)
+    again, later = trained(precision, None)
     assert later == history
     assert_same(state, again)
 
@@ -122,13 +133,13 @@ def test_a_training_broken_off_anywhere_ends_the_same(
 ) -> None:
     before, after = choices.split()
     monkeypatch.setenv("LABDAG_CUDA_GRAPHS", before)
-    state, history = trained(precision, None, "cuda")
+    state, history = trained(precision, None)
     with pytest.raises(Killed):
-        trained(precision, Deadly(lives), "cuda")
+        trained(precision, Deadly(lives))
     torch.rand(7, device="cuda")
     monkeypatch.setenv("LABDAG_CUDA_GRAPHS", after)
     capsys.readouterr()
-    again, later = trained(precision, Checkpoint("lab", "key"), "cuda")
+    again, later = trained(precision, Checkpoint("lab", "key"))
     assert capsys.readouterr().out.startswith("going on from a checkpoint: ")
     assert later == history
     assert_same(state, again)
@@ -152,7 +163,7 @@ def test_a_graph_changes_no_bit(
     for choice in ("off", "on"):
         assert not replays
         monkeypatch.setenv("LABDAG_CUDA_GRAPHS", choice)
-        ended[choice] = trained(precision, None, "cuda", optimizer=optimizer, batch_size=size)
+        ended[choice] = trained(precision, None, optimizer=optimizer, batch_size=size)
     epochs = len(ended["on"][1])
     assert len(replays) == epochs * (full - graphs.WARM_UP)
     assert len(set(map(id, replays))) == epochs
@@ -162,11 +173,27 @@ def test_a_graph_changes_no_bit(
 
 @needs_gpu
 @pytest.mark.usefixtures("gpu")
+@by_precision
+@pytest.mark.parametrize(("channels", "filters", "size"), [(3, 64, 32), (6, 16, 14), (64, 128, 16), (512, 512, 2)])
+def test_a_convolution_is_as_near_as_its_precision(precision: Any, channels: int, filters: int, size: int) -> None:
+    choose_device(Compute(threads=1, precision=precision))
+    layer, exact = (each.to("cuda") for each in layers(channels, filters, 3, 1, True))
+    inputs = torch.randn(32, channels, size, size, device="cuda")
+    made = torch.randn_like(layer(inputs))
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    found = gradients(GpuConvolution.of(layer), inputs, made, kind)
+    right = gradients(exact, inputs.double(), made, torch.float64)
+    # TF32 has eight times the bits of bfloat16.
+    assert_near(found, right, kind, 0.0025 if precision == "tf32" else None)
+
+
+@needs_gpu
+@pytest.mark.usefixtures("gpu")
 def test_kernels_for_each_weight_are_not_recorded(
     replays: list[torch.cuda.CUDAGraph], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LABDAG_CUDA_GRAPHS", "on")
-    trained("fp32", None, "cuda", optimizer=OPTIMIZERS[0] | {"fused": False})
+    trained("fp32", None, optimizer=OPTIMIZERS[0] | {"fused": False})
     assert not replays
 
 
@@ -238,7 +265,9 @@ def test_a_step_that_cannot_be_recorded_gets_a_sentence() -> None:
     program = """
 import torch
 from torch import nn
+from stages.learning.gpu_convolution import GpuConvolution
 from stages.learning.graphs import GraphedStep
+from stages.learning.history import Epoch
 weight = nn.Parameter(torch.ones(1, device="cuda"))
 def step(inputs, labels):
     return (inputs * inputs.sum().item(),)  # which has to wait for the GPU
@@ -247,14 +276,14 @@ for _ in range(9):
     graphed(torch.ones(2, device="cuda"), torch.ones(2, device="cuda"))
 """
     done = run("python", "-c", program, cwd=ROOT, check=False)
-    assert "UserError: LABDAG_CUDA_GRAPHS is on, but a step of this training cannot be recorded (" in done.stderr
-    assert done.stderr.rstrip().endswith("; set it to off.")
+    assert "UserError: a step of this training cannot be recorded as a CUDA graph (" in done.stderr
+    assert done.stderr.rstrip().endswith("; set LABDAG_CUDA_GRAPHS to off.")
 
 
 def test_graphs_are_on_or_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not graphs.are_wanted()
-    monkeypatch.setenv("LABDAG_CUDA_GRAPHS", "on")
     assert graphs.are_wanted()
+    monkeypatch.setenv("LABDAG_CUDA_GRAPHS", "off")
+    assert not graphs.are_wanted()
     monkeypatch.setenv("LABDAG_CUDA_GRAPHS", "yes")
     with pytest.raises(UserError, match="LABDAG_CUDA_GRAPHS is 'yes', but should be on or off"):
         graphs.are_wanted()

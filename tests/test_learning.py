@@ -509,6 +509,11 @@ def test_a_device_that_is_not_there_gets_a_sentence(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="torch finds no usable GPU"):
         choose_device(COMPUTE)
+    monkeypatch.setenv("LABDAG_DEVICE", "auto")
+    with pytest.raises(OptionError, match="is tf32, which only GPUs compute in; write fp32 or bf16"):
+        choose_device(Compute(threads=1, precision="tf32"))
+    assert choose_device(COMPUTE).type == "cpu"
+    assert not torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -164,7 +164,7 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.contiguous().flatten().view(tensor.shape)
 
 
-def _backward(
+def torchs_backward(
     outputs: Tensor, inputs: Tensor, weight: Tensor, stride: int, padding: tuple[int, int], wanted: tuple[bool, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Torch's own backward pass of a convolution: the `wanted` gradients of inputs, weight, bias; others are None."""
@@ -197,7 +197,7 @@ class _Convolution(torch.autograd.Function):
         if of_inputs:
             # What the inputs are does not matter, only their shape and layout do.
             shaped = torch.empty_like(inputs, memory_format=torch.contiguous_format)
-            for_inputs, _, _ = _backward(
+            for_inputs, _, _ = torchs_backward(
                 outputs.contiguous(), shaped, weight.contiguous(), 1, padding, (True, False, False)
             )
         if way is Way.SMALL_IMAGES:
@@ -205,7 +205,9 @@ class _Convolution(torch.autograd.Function):
             for_bias = outputs.sum((0, 2, 3)) if of_bias else None
         elif of_weight or of_bias:
             laid = [tensor.contiguous(memory_format=torch.channels_last) for tensor in (outputs, inputs, weight)]
-            _, for_weight, for_bias = _backward(laid[0], laid[1], laid[2], 1, padding, (False, of_weight, of_bias))
+            _, for_weight, for_bias = torchs_backward(
+                laid[0], laid[1], laid[2], 1, padding, (False, of_weight, of_bias)
+            )
         return for_inputs, for_weight, for_bias, None, None
 
 
@@ -282,7 +284,7 @@ class _PooledConvolution(torch.autograd.Function):
         left, right = four.chunk(2, 1)
         torch.mul(rows, is_right, out=right)
         torch.sub(rows, right, out=left)
-        for_inputs, of_corners, of_biases = _backward(
+        for_inputs, of_corners, of_biases = torchs_backward(
             four, inputs, corners, 2, ctx.padding, (of_inputs, of_weight, of_bias)
         )
         for_weight = for_bias = None

@@ -9,7 +9,7 @@ from contextlib import suppress
 import torch
 
 from stages.learning.recipe import Compute
-from stages.program.options import UserError
+from stages.program.options import OptionError, UserError
 
 # Of glibc's mallopt: its numbers stand in a header of C, and what they are set to.
 _MALLOC_OPTIONS = {
@@ -26,6 +26,7 @@ def choose_device(compute: Compute) -> torch.device:
 
     Raises:
         UserError: LABDAG_DEVICE is none of the three, or asks for a GPU that is not there.
+        OptionError: the precision is tf32, on a CPU.
     """
     choice = os.environ.get("LABDAG_DEVICE", "auto")
     if choice not in ("auto", "cpu", "cuda"):
@@ -35,11 +36,14 @@ def choose_device(compute: Compute) -> torch.device:
         raise UserError("LABDAG_DEVICE is 'cuda', but torch finds no usable GPU; set it to auto or cpu.")
     torch.set_num_threads(compute.threads)
     _keep_freed_memory()
-    # fp32 means fp32: on a GPU torch's default is to let convolutions round to TF32.
-    torch.backends.cudnn.allow_tf32 = False
+    # fp32 means fp32: on a GPU torch's default is to let convolutions round to TF32, and products not.
+    is_tf32 = compute.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = is_tf32
     # And bf16 means products in it: torch's default is to let parts of a sum be added in it, too.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     if choice == "cpu" or not there:
+        if is_tf32:
+            raise OptionError("compute.precision", "is tf32, which only GPUs compute in; write fp32 or bf16.")
         return torch.device("cpu")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(compute.deterministic)

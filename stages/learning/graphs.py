@@ -20,12 +20,12 @@ Step = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 
 def are_wanted() -> bool:
-    """Whether LABDAG_CUDA_GRAPHS, off unless it is set, is on.
+    """Whether LABDAG_CUDA_GRAPHS, on unless it is set, is on.
 
     Raises:
         UserError: it is neither on nor off.
     """
-    choice = os.environ.get("LABDAG_CUDA_GRAPHS", "off")
+    choice = os.environ.get("LABDAG_CUDA_GRAPHS", "on")
     if choice not in ("on", "off"):
         raise UserError(f"LABDAG_CUDA_GRAPHS is {choice!r}, but should be on or off.")
     return choice == "on"
@@ -97,7 +97,7 @@ class GraphedStep:
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise UserError(
-                f"LABDAG_CUDA_GRAPHS is on, but a step of this training cannot be recorded ({reason}); set it to off."
+                f"a step of this training cannot be recorded as a CUDA graph ({reason}); set LABDAG_CUDA_GRAPHS to off."
             ) from error
         return graph
 

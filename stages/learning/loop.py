@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from stages.learning import convolution, gpu_convolution
 from stages.learning.checkpoint import Checkpoint
-from stages.learning.convolution import lay_out
 from stages.learning.device import memory_format
 from stages.learning.graphs import GraphedStep, Step, are_wanted
 from stages.learning.history import Epoch, best
@@ -109,8 +109,8 @@ def begin(model: nn.Module, recipe: Recipe, compute: Compute, seed: int) -> Run:
     torch.manual_seed(seed if recipe.loader_order == "torch" else dropout_seed)
     model.to(memory_format=memory_format(compute))
     pool_before_relu(model)
-    if compute.channels_last and device.type == "cpu":
-        lay_out(model)
+    if compute.channels_last:
+        (gpu_convolution if device.type == "cuda" else convolution).lay_out(model)
     optimizer = make_optimizer(recipe.optimizer, model.parameters())
     return Run(
         model,

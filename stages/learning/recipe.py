@@ -23,13 +23,14 @@ class Compute(Options):
     threads: int = Field(
         ge=1, le=1024, description="CPU threads; other counts sum in another order, so give other bits."
     )
-    precision: Literal["fp32", "bf16"] = Field(
-        description="fp32, or bf16 autocast (matrix products in bfloat16, weights and sums in float32)."
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        description="fp32; tf32, for GPUs only (products of numbers rounded to 10 bits, as is torch's default for "
+        "convolutions there); or bf16 autocast (matrix products in bfloat16, weights and sums in float32)."
     )
     channels_last: bool = Field(
         default=True,
-        description="Whether images and weights lie in memory with the channels of a pixel side by side, and a CPU "
-        "computes the convolutions of a training in the way that suits their shape: faster, and in other bits than "
+        description="Whether images and weights lie in memory with the channels of a pixel side by side, and the "
+        "convolutions of a training are computed in the way that suits their shape: faster, and in other bits than "
         "torch's default.",
     )
     deterministic: bool = Field(
