@@ -42,7 +42,9 @@ def main() -> None:
     run.add_argument("--seeds", type=_positive, metavar="N", help="run with seeds 1 to N (default: the lab's own)")
     run.add_argument("--images", type=_positive, metavar="N", help="train one epoch on N of the training images only")
     run.add_argument("--threads", type=_positive, help="in the place of the lab's own compute.threads")
-    run.add_argument("--precision", choices=("fp32", "bf16"), help="in the place of the lab's own compute.precision")
+    run.add_argument(
+        "--precision", choices=("fp32", "tf32", "bf16"), help="in the place of the lab's own compute.precision"
+    )
     run.add_argument("--jpeg", type=Path, metavar="ARCHIVE", help=f"images of the labs *_{results_page.JPEG}")
     run.add_argument("--workspace", type=Path, default=ROOT / ".results", help="where to run (default: .results)")
     commands.add_parser("write", help=f"write {results_page.PAGE} from what was kept")

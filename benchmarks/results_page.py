@@ -128,7 +128,13 @@ def _questions(runs: dict[str, Sequence[dict[str, Any]]]) -> list[str]:
 
 def _classes(runs: Sequence[Sequence[dict[str, Any]]]) -> str:
     names = list(runs[0][0]["per_class"])
-    rows = [(f"`{run[0]['lab']}`", *(f"{run[0]['per_class'][name]:.1%}" for name in names)) for run in runs]
+    rows = [
+        (
+            f"`{run[0]['lab']}`, {run[0]['precision']}, {run[0]['machine']}",
+            *(f"{run[0]['per_class'][name]:.1%}" for name in names),
+        )
+        for run in runs
+    ]
     return "Accuracy of each class (seed 1):\n\n" + _markdown(("lab", *names), rows)
 
 

@@ -1,24 +1,28 @@
 """How fast labs train beside a plain loop as courses teach it, in one run on this machine.
 
-    python -m benchmarks.train_speed                                  # lenet_mnist, fp32 and bf16, two threads
+    python -m benchmarks.train_speed                                  # lenet_mnist, two threads
     python -m benchmarks.train_speed vgg_cifar10 --images 1280
+    python -m benchmarks.train_speed --workers 4 8                    # the plain loop with these worker counts only
     python -m benchmarks.train_speed lenet_mnist --growth             # epochs, images, labs at once
 
 The plain loop: a torchvision dataset, PIL transforms for each image, a DataLoader with the number of workers that is
-best here (0, 1 or 2 of them are tried), torch's default optimizer and layout, `.item()` at each step. Both train the
-lab's model by its recipe, on random images of its dataset's shape. Each measurement has a process of its own; they
-take turns, and a table shows the medians. Let nothing else run meanwhile.
+best here (0, 1, 2, 4, ... up to the number of cores are tried), torch's default optimizer and layout, `.item()` at each
+step. It is fp32, whatever labdag's own loop is asked for: that is what courses teach. (On a GPU torch's default is to
+round its convolutions to TF32.) Both train the lab's model by its recipe, on random images of its dataset's shape. Each
+measurement has a process of its own; they take turns, and a table shows the medians. Let nothing else run meanwhile.
 
-`of peak` is the share of this machine's own matrix products (2048×2048, on a GPU 8192×8192; the same threads and
-precision) that the model's multiply-adds come to, three passes of them for each image. `start` is from the process's
-start to its first step, `peak MiB` all of its memory, but a GPU's. There the plain loop rounds convolutions to TF32, as
-is torch's default.
+`gain` is the speed beside that of the plain loop with its best worker count. `recipe, s` is how long all epochs of the
+lab's recipe take at that speed, without the tests after them. `of peak` is the share of this machine's own matrix
+products (2048×2048, on a GPU 8192×8192; the same threads and precision) that the model's multiply-adds come to, three
+passes of them for each image. `start` is from the process's start to its first step, `peak MiB` all of its memory, but
+a GPU's.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics as numbers
 import subprocess
@@ -29,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-WORKERS = (0, 1, 2)
+PRECISIONS = ("fp32", "tf32", "bf16")
 WARM_UP = 5  # steps
 PASSES = 3  # forward, and backward for inputs and weights
 GEMM = 2048
@@ -42,7 +46,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=12_800, help="images of a measurement (default: 12800)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured (default: 3)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), action="append", help="default: both")
+    parser.add_argument("--precision", choices=PRECISIONS, nargs="+", help="default: all that this machine computes in")
+    parser.add_argument("--workers", type=int, nargs="+", metavar="N", help="worker counts of the plain loop to try")
+    parser.add_argument("--no-plain", action="store_true", help="time labdag's loop only")
     parser.add_argument("--growth", action="store_true", help="show how the cost grows, instead of the plain loop")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--epochs", type=int, default=1, help=argparse.SUPPRESS)
@@ -50,41 +56,47 @@ def main() -> None:
     if options.one:
         print(json.dumps(_measured(options)))
         return
-    from benchmarks.results import machine
+    from benchmarks.results import is_on_gpu, machine
 
+    cores = len(os.sched_getaffinity(0))
+    options.workers = options.workers or [0, *(2**power for power in range(cores.bit_length()))]
+    if options.no_plain:
+        options.workers = []
+    options.precision = options.precision or [each for each in PRECISIONS if each != "tf32" or is_on_gpu()]
     print(machine())
     for lab in options.labs:
-        if options.growth:
-            _show_growth(lab, options)
-        else:
-            for precision in options.precision or ("fp32", "bf16"):
-                _show_lab(lab, precision, options)
+        show = _show_growth if options.growth else _show_lab
+        show(lab, options)
 
 
-def _show_lab(lab: str, precision: str, options: argparse.Namespace) -> None:
-    contenders = [f"plain:{workers}" for workers in WORKERS] + ["labdag"]
+def _show_lab(lab: str, options: argparse.Namespace) -> None:
+    plain = [f"plain:{workers}" for workers in options.workers]
+    contenders = plain + [f"labdag:{precision}" for precision in options.precision]
     found: dict[str, list[dict[str, float]]] = {contender: [] for contender in contenders}
-    for _ in range(options.rounds):
+    for number in range(1, options.rounds + 1):
         for contender in contenders:
-            # The plain loop is fp32 whatever the lab's own loop is asked for: that is what courses teach.
-            theirs = "fp32" if contender != "labdag" else precision
-            found[contender].append(_asked(contender, lab, theirs, options.threads, options.images))
-    best = max(contenders[:-1], key=lambda contender: _median(found[contender], "images_per_second"))
-    ratio = _median(found["labdag"], "images_per_second") / _median(found[best], "images_per_second")
-    print(f"\n{lab}, {precision}, {options.threads} threads, {options.images:,} images, medians of {options.rounds}\n")
-    print("| loop | images/s | of peak | start, s | peak MiB |\n| :--- | ---: | ---: | ---: | ---: |")
+            answer = _answer(_started(contender, lab, options.threads, options.images, 1))
+            found[contender].append(answer)
+            print(f"{lab}, {number}, {contender}: {answer['images_per_second']:,.0f} images/s", file=sys.stderr)
+    speeds = {contender: _median(found[contender], "images_per_second") for contender in contenders}
+    best = max((speeds[contender] for contender in plain), default=None)
+    print(f"\n{lab}, {options.threads} threads, {options.images:,} images, medians of {options.rounds}\n")
+    print("| loop | images/s | gain | recipe, s | of peak | start, s | peak MiB |")
+    print("| :--- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for contender in contenders:
         rows = found[contender]
-        name = contender.replace("plain:", "plain, workers: ")
+        name = contender.replace("plain:", "plain, workers ").replace(":", ", ")
+        gain = f"{speeds[contender] / best:.2f}" if best else "-"
         print(
-            f"| {name} | {_median(rows, 'images_per_second'):,.0f} | {_median(rows, 'of_peak'):.1%} | "
-            f"{_median(rows, 'start'):.1f} | {_median(rows, 'mib'):,.0f} |"
+            f"| {name} | {speeds[contender]:,.0f} | {gain} | "
+            f"{rows[0]['recipe'] / speeds[contender]:,.1f} | {_median(rows, 'of_peak'):.1%} | "
+            f"{_median(rows, 'start'):.1f} | {_median(rows, 'mib'):,.0f} |",
+            flush=True,
         )
-    print(f"\nlabdag beside the plain loop with its best worker count: {ratio:.2f}×", flush=True)
 
 
 def _show_growth(lab: str, options: argparse.Namespace) -> None:
-    precision = (options.precision or ["fp32"])[0]
+    precision = options.precision[0]
     print(f"\n{lab}, {precision}, seconds of training (medians of {options.rounds})\n")
     print("| images | epochs | labs at once, of 1 thread each | seconds | images/s, all together |")
     print("| ---: | ---: | ---: | ---: | ---: |")
@@ -94,7 +106,7 @@ def _show_growth(lab: str, options: argparse.Namespace) -> None:
     ):  # fmt: skip
         seconds = []
         for _ in range(options.rounds):
-            processes = [_started("labdag", lab, precision, 1, images, epochs) for _ in range(labs)]
+            processes = [_started(f"labdag:{precision}", lab, 1, images, epochs) for _ in range(labs)]
             seconds.append(max(_answer(process)["seconds"] for process in processes))
         took = numbers.median(seconds)
         print(f"| {images:,} | {epochs} | {labs} | {took:.1f} | {images * epochs * labs / took:,.0f} |", flush=True)
@@ -104,14 +116,8 @@ def _median(rows: Iterable[dict[str, float]], name: str) -> float:
     return numbers.median(row[name] for row in rows)
 
 
-def _asked(contender: str, lab: str, precision: str, threads: int, images: int) -> dict[str, float]:
-    return _answer(_started(contender, lab, precision, threads, images))
-
-
-def _started(
-    contender: str, lab: str, precision: str, threads: int, images: int, epochs: int = 1
-) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "benchmarks.train_speed", lab, "--one", contender, "--precision", precision]
+def _started(contender: str, lab: str, threads: int, images: int, epochs: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "benchmarks.train_speed", lab, "--one", contender]
     command += ["--threads", str(threads), "--images", str(images), "--epochs", str(epochs)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
@@ -135,8 +141,9 @@ def _measured(options: argparse.Namespace) -> dict[str, float]:
     from stages.learning.device import choose_device
 
     lab = params.load(ROOT / "params.yaml").labs[options.labs[0]]
-    compute = lab.compute.model_copy(update={"threads": options.threads, "precision": options.precision[0]})
-    kind, _, workers = options.one.partition(":")
+    kind, _, how = options.one.partition(":")
+    workers, precision = (0, how) if kind == "labdag" else (int(how), "fp32")
+    compute = lab.compute.model_copy(update={"threads": options.threads, "precision": precision})
     if kind == "labdag":
         device = choose_device(compute)
     else:
@@ -147,7 +154,7 @@ def _measured(options: argparse.Namespace) -> dict[str, float]:
     steps = (
         _labdags(lab, compute, device, shape, options.images, options.epochs)
         if kind == "labdag"
-        else _plain(lab, device, shape, options.images, int(workers))
+        else _plain(lab, device, shape, options.images, workers)
     )
     model = next(steps)
     for _ in range(WARM_UP):
@@ -160,13 +167,14 @@ def _measured(options: argparse.Namespace) -> dict[str, float]:
         trained += count
     wait_for_gpu()
     seconds = time.perf_counter() - clock
-    peak = _peak(device, options.threads, options.precision[0])
+    peak = _peak(device, options.threads, precision)
     flops = 2 * PASSES * _mult_adds(model, shape) * trained / seconds
     kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    kibibytes += resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (int(workers) if workers else 0)
+    kibibytes += resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * workers
     return {
         "images_per_second": trained / seconds,
         "seconds": seconds,
+        "recipe": DATASETS[lab.dataset][1] * lab.train.epochs,
         "of_peak": flops / peak,
         "start": start,
         "mib": kibibytes / 1024,
@@ -285,6 +293,7 @@ def _peak(device: Any, threads: int, precision: str) -> float:
 
     torch.set_num_threads(threads)
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     size = 4 * GEMM if device.type == "cuda" else GEMM
     matrix = torch.randn(size, size, device=device).to(kind)
     fastest = float("inf")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -43,8 +44,8 @@ def need(program: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a database of a real PostgreSQL."""
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real PostgreSQL."""
     initdb, server = need("initdb"), need("postgres")
     folder = Path(f"/tmp/labdag-postgres-{os.getpid()}")
     folder.mkdir()
@@ -63,12 +64,20 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd="/", **user)
         try:
             wait_for(lambda: (folder / f".s.PGSQL.{port}").exists())
-            yield f"postgresql://labdag@127.0.0.1:{port}/postgres"
+            yield f"postgresql://labdag@127.0.0.1:{port}"
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(30)
     finally:
         shutil.rmtree(folder)
+
+
+@pytest.fixture
+def postgres(postgres_server: str, tmp_path: Path) -> str:
+    """The address of an empty database of a real PostgreSQL: deployments of another test would be in the way."""
+    name = f"prefect_{secrets.token_hex(4)}"
+    run(need("createdb"), f"--maintenance-db={postgres_server}/postgres", name, cwd=tmp_path)
+    return f"{postgres_server}/{name}"
 
 
 def with_database(usual: str) -> pytest.MarkDecorator:
