@@ -160,7 +160,10 @@ def run(
     sizes = dict(map(_slot, slots or []))
     targets = _targets(targets, params)
     execute.prepare()
-    # Told before Prefect starts its server: a typo should not cost ten seconds.
+    from flows import server
+
+    server.prepare()
+    # Told before Prefect's server is waited for: a typo should not cost ten seconds.
     select(graph.prepare(root).stages, targets)
 
     done, failure = _reproduce(

@@ -145,14 +145,8 @@ class Executor:
         with self._mutex:
             control = self._control
         if control is not None:
-            with suppress(OSError):
-                self._order({"do": "release"})
             control.shutdown(socket.SHUT_RDWR)
             self._listener.join()
-
-    def adopt(self, pid: int) -> None:
-        """Have the supervisor end another process, too, when this one is gone."""
-        self._order({"do": "adopt", "pid": pid})
 
     def stop(self) -> None:
         """End every running stage with all its processes, first politely, and start no more."""

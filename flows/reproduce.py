@@ -20,7 +20,6 @@ from prefect.client.schemas import State
 from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
-from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
@@ -122,14 +121,12 @@ def reproduce(
     logger = get_run_logger()
     folder = Path(root) if root else graph.find_root(Path.cwd())
     journal = Journal(folder)
-    run = Run.of_this_process(uuid4().hex, str(get_current_settings().api.url or ""), str(flow_run.id))
+    run = Run.of_this_process(uuid4().hex, server.named(), str(flow_run.id))
     with ExitStack() as held:
         pipeline = held.enter_context(graph.take(folder))
         stages = select(pipeline.stages, targets or [], downstream=downstream)
         held.enter_context(journal.open(run))
         executor = held.enter_context(Executor(pipeline, journal, run.id, pull=pull))
-        if (pid := server.temporary()) is not None:
-            executor.adopt(pid)
         _tidy_up(journal, run, pipeline, executor, logger.warning)
         _tag(folder, targets or [])
         traversal = _Traversal(

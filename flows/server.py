@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import contextvars
 import logging
 import os
-import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -28,7 +32,9 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import TERMINAL_STATES, StateType
 from prefect.events import emit_event
 from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.logging import get_logger
 from prefect.settings import (
+    PREFECT_API_URL,
     PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     get_current_settings,
@@ -41,16 +47,47 @@ from flows.graph import GraphError
 # Loggers of what Prefect says of each message that it can't deliver.
 CHATTER = ("prefect.events.clients", "prefect._internal.concurrency", "EventsWorker")
 ANSWER_SECONDS = 10.0  # that the server may take to answer whether it is there
+STOP_SECONDS = 5.0  # that a temporary server may take to end
 LOOK_SECONDS = 1.0  # between two looks at whether somebody has cancelled the run in the UI
+LATE = (
+    "Prefect's temporary server did not start in time; try again, allow it longer "
+    "(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS), or start one (`prefect server start`)."
+)
+ENDED = "Prefect's temporary server could not start; what it said of it stands above."
 HEARTBEAT = "prefect.flow-run.heartbeat"  # the event that is a sign of life
 HEARTBEAT_SECONDS = 60.0  # between two of them, where LABDAG_HEARTBEAT_SECONDS says nothing else
 
 
-_temporary: int | None = None
-_address = ""
+_temporary: _Temporary | None = None
 _endings: list[Any] = []  # what came of the flows that this process has come to the end of
 _is_lost = False
 _lasting = ExitStack()
+
+
+@dataclass(frozen=True)
+class _Temporary:
+    """A temporary server.
+
+    Attributes:
+        process: its process.
+        api: its API's address.
+    """
+
+    process: subprocess.Popen[bytes]
+    api: str
+
+    def stop(self) -> None:
+        """End it."""
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class TemporaryServerError(Exception):
+    """The temporary server did not start: why, in a sentence."""
 
 
 def heartbeat_seconds() -> float:
@@ -66,47 +103,67 @@ def heartbeat_seconds() -> float:
     raise GraphError(f"LABDAG_HEARTBEAT_SECONDS is {text!r}, but should be a positive number of seconds.")
 
 
-def temporary() -> int | None:
-    """The process of the temporary server that this one has started, if it has."""
-    return _temporary
-
-
 def address() -> str:
     """Where the server's API is: the one that is named, or the temporary one; empty if there is none yet."""
-    return str(get_current_settings().api.url or _address)
+    return _temporary.api if _temporary else str(get_current_settings().api.url or "")
+
+
+def named() -> str:
+    """Where the API of a server is that was named; empty for a temporary one."""
+    return "" if _temporary else address()
+
+
+def prepare() -> None:
+    """Where no server is named, begin to start Prefect's own, for as long as this process lives."""
+    global _temporary
+    settings = get_current_settings()
+    if _temporary or settings.api.url or not settings.server.ephemeral.enabled:
+        return
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        api = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
+        # -P: the user's project may have a package of that name, too. In a session of its own: the terminal sends
+        # Ctrl-C to all processes in its foreground, but the run tells the server of its end.
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "flows.temporary_server", str(listening.fileno()), str(os.getpid())],
+            env=os.environ | settings.to_environment_variables(exclude_unset=True) | {"PREFECT_UI_ENABLED": "false"},
+            stdin=subprocess.DEVNULL,
+            pass_fds=[listening.fileno()],
+            start_new_session=True,
+        )
+    _temporary = _Temporary(process, api)
+    atexit.register(_temporary.stop)
+    # It has no UI: a link to the run leads nowhere.
+    logging.getLogger("prefect.flow_runs").addFilter(lambda record: not record.getMessage().startswith("View at "))
 
 
 def start_temporary() -> None:
-    """Where no server is named, start Prefect's temporary one, out of reach of the terminal's Ctrl-C.
+    """Where no server is named, have Prefect take its own for this process, and wait until it answers.
 
-    The terminal sends Ctrl-C to all processes in its foreground. The server has to outlive it by a moment, or
-    else the run, which tells the server of its end, tries in vain for minutes.
+    Raises:
+        TemporaryServerError: it ended, or took longer than PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.
     """
-    global _temporary, _address
-    settings = get_current_settings()
-    if settings.api.url or not settings.server.ephemeral.enabled:
+    prepare()
+    if _temporary is None or get_current_settings().api.url:
         return
-    from prefect.server.api.server import SubprocessASGIServer
-
-    server = SubprocessASGIServer()
-    # A process inherits what its parent has blocked. Ctrl-C meanwhile is not lost, only late.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
-    try:
-        server.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    _temporary = None if server.server_process is None else server.server_process.pid
-    _address = server.api_url
+    get_logger().info("Starting a temporary server; `labdag up` starts one that stays, with a UI.")
+    until = time.monotonic() + get_current_settings().server.ephemeral.startup_timeout_seconds
+    # It listens already: the answer comes as soon as it is ready.
+    while (left := until - time.monotonic()) > 0 and _temporary.process.poll() is None:
+        with suppress(httpx.TransportError):
+            httpx.get(f"{_temporary.api}/health", timeout=left, trust_env=False).raise_for_status()
+            break
+    else:
+        raise TemporaryServerError(LATE if _temporary.process.poll() is None else ENDED)
+    _lasting.enter_context(temporary_settings({PREFECT_API_URL: _temporary.api}))
 
 
 def about(error: Exception) -> str | None:
     """What a user can do about an error, if it says that Prefect's server is out of reach, or lets nobody in."""
-    url = get_current_settings().api.url
+    url = address()
+    if isinstance(error, TemporaryServerError):
+        return str(error)
     if "ephemeral Prefect API server" in str(error):
-        return (
-            "Prefect's temporary server did not start in time; try again, allow it longer "
-            "(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS), or start one (`prefect server start`)."
-        )
+        return LATE
     if "Failed to reach API" in str(error) or isinstance(error, httpx.TransportError):
         return (
             f"No Prefect server answers at {url}. Start one (`labdag up`, `prefect server start`), or unset "
@@ -121,7 +178,7 @@ def answers() -> bool:
     """Whether the server is there; one that was gone a moment ago is looked for by `watched`."""
     if _is_lost:
         return False
-    if get_current_settings().api.url is None:
+    if not named():
         return True  # a temporary one lives as long as this process
     # Prefect's client knows of certificates and passwords.
     with brief_client() as client:
@@ -246,7 +303,7 @@ def _lose(logger: Any) -> None:
                 handler.addFilter(_is_news)
         logger.warning(
             "Prefect's server does not answer at %s. The run goes on and is recorded in DVC; the UI lags behind.",
-            get_current_settings().api.url,
+            address(),
         )
 
 

@@ -10,8 +10,6 @@ It talks over a socket, in JSON:
 
     {"do": "start", "id": 7, "argv": ["repro", …], "env": {…}, "cwd": …} and a file descriptor for the output
     {"do": "stop", "id": 7}: interrupt it, and kill what has not listened after GRACE_SECONDS
-    {"do": "adopt", "pid": 123}: end that process, too, when the asking process is gone
-    {"do": "release"}: no more
     {"id": 7, "pid": 4711}, then {"id": 7, "code": 0, "left": ["sleep"]}: the answers
 """
 
@@ -118,7 +116,6 @@ class Supervisor:
     def __init__(self, control: socket.socket) -> None:
         self.control = control
         self.children: dict[int, _Child] = {}
-        self.adopted: list[int] = []
         self.selector = selectors.DefaultSelector()
         self.selector.register(control, selectors.EVENT_READ)
         # Python writes a byte into `alarm` whenever a child has died, which wakes the selector.
@@ -160,11 +157,6 @@ class Supervisor:
                         child.kill_at = time.monotonic() + GRACE_SECONDS
                         with suppress(ProcessLookupError):
                             os.killpg(pid, signal.SIGINT)
-            case "adopt":
-                with suppress(ProcessLookupError):
-                    self.adopted.append(os.pidfd_open(order["pid"]))
-            case "release":
-                self.adopted.clear()
         return True
 
     def _start(self, order: dict[str, Any], output: int) -> None:
@@ -200,9 +192,6 @@ class Supervisor:
     def _end_everything(self) -> None:
         for pid, child in self.children.items():
             _end(pid, child.mark)
-        for handle in self.adopted:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(handle, signal.SIGTERM)
 
 
 def _become_dvc(order: dict[str, Any], output: int, supervisor: int) -> NoReturn:

@@ -31,11 +31,10 @@ from pydantic import Field
 from flows import server
 from flows.chart import draw
 from flows.compare import figures, metrics_of
-from flows.execute import CLAIMS, Executor
+from flows.execute import CLAIMS
 from flows.files import remove, replace
 from flows.git import GitError, git, snapshot, top
 from flows.graph import GraphError, Pipeline, Stage, find_root, take
-from flows.journal import Journal
 from flows.output import Lines
 from flows.points import Point, grid, read, require_read, settings, write
 from flows.revisions import History, Record
@@ -109,8 +108,6 @@ def _swept(
                 raise GraphError(f"{name} can't be made in a copy: {strays[0]} lies outside the repository.")
         base = held.enter_context(_begun(pipeline, stages, digest))
         copied = held.enter_context(Pipeline(base))
-        if (pid := server.temporary()) is not None:
-            held.enter_context(Executor(copied, Journal(base), digest)).adopt(pid)
         children = held.enter_context(_Children())
         held.enter_context(server.watched(UUID(str(flow_run.id)), children.end))
         work = _Work(held.enter_context(History(folder)), copied, target, stages, digest, jobs, children)

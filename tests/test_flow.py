@@ -345,7 +345,7 @@ def test_a_killed_run_takes_its_temporary_server_along(toy: Callable[..., Path])
     labdag = subprocess.Popen(["labdag", "run"], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: (folder / "pid").exists(), seconds=120)
     family = psutil.Process(labdag.pid).children(recursive=True)
-    assert any("uvicorn" in part for process in family for part in process.cmdline())
+    assert any("flows.temporary_server" in part for process in family for part in process.cmdline())
     labdag.kill()
     labdag.wait()
     wait_for(lambda: all(is_gone(process.pid) for process in family), seconds=30)
@@ -356,6 +356,19 @@ def test_an_unknown_target_suggests_the_nearest(pipeline: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
         "Error: Nothing is called 'shwo'. Did you mean 'show'? `labdag list` and `dvc stage list` show what there is.\n"
+    )
+
+
+def test_a_temporary_server_that_does_not_start_gets_a_sentence(pipeline: Path) -> None:
+    late = run("labdag", "run", cwd=pipeline, check=False, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="1")
+    assert late.returncode == 1
+    assert "Error: Prefect's temporary server did not start in time" in late.stderr
+    nowhere = f"sqlite+aiosqlite:///{pipeline}/nowhere/prefect.db"
+    ended = run("labdag", "run", cwd=pipeline, check=False, PREFECT_API_DATABASE_CONNECTION_URL=nowhere)
+    assert ended.returncode == 1
+    assert "unable to open database file" in ended.stderr
+    assert ended.stderr.endswith(
+        "Error: Prefect's temporary server could not start; what it said of it stands above.\n"
     )
 
 
