@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,23 +86,45 @@ def test_each_way_has_the_outputs_and_gradients_of_conv2d(
         (4, 8, 3, 3, (4, 4)),  # more zeros around the image than the kernel reaches
         (12, 16, 1, 0, (5, 5)),
         (12, 16, 2, 1, (1, 1)),
+        (8, 8, 1, 0, (1, 1)),
+        (4, 4, (3, 1), (0, 3), (3, 1)),
     ],
 )
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("at_once", [1, 40_000, gpu_convolution.AT_ONCE])
-@pytest.mark.parametrize("rounds", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_products_of_unfolded_images_are_the_convolution(
     channels: int, filters: int, kernel: Any, padding: Any, size: tuple[int, int], bias: bool, at_once: int,
-    rounds: bool, monkeypatch: pytest.MonkeyPatch,
+    precision: str, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """As on a GPU: in one piece and in several, and where but some of it is products, as with TF32."""
+    """As on a GPU: in one piece and in several, and where but some of it is products."""
     monkeypatch.setattr(gpu_convolution, "AT_ONCE", at_once)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", rounds)
     layer, exact = layers(channels, filters, kernel, padding, bias)
     inputs = torch.randn(7, channels, *size)
     made = torch.randn_like(layer(inputs))
-    found = gradients(GpuConvolution.of(layer), inputs, made, torch.float32)
-    assert_near(found, gradients(exact, inputs.to(EXACT), made, EXACT), torch.float32)
+    gpu_convolution.lay_out(model := nn.Sequential(layer), is_exact=precision == "fp32")
+    assert isinstance(model[0], GpuConvolution)
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    assert_near(gradients(model, inputs, made, kind), gradients(exact, inputs.to(EXACT), made, EXACT), kind)
+
+
+def test_a_layer_laid_out_for_a_gpu_takes_and_gives_what_conv2d_does() -> None:
+    layer = nn.Conv2d(4, 4, 3, padding=1)
+    twin = GpuConvolution.of(layer)
+    memory = torch.randn(2 * 4 * 5 * 5 + 1)
+    odd = memory[1:].view(2, 5, 5, 4).permute(0, 3, 1, 2)  # which begins at no multiple of 16 bytes
+    torch.testing.assert_close(twin(odd), layer(odd))
+    torch.testing.assert_close(F.relu(twin(odd), inplace=True), F.relu(layer(odd)))
+    assert torch.equal(twin.eval()(odd), layer(odd))
+    twin.train()
+    assert twin(odd[:0]).shape == (0, 4, 5, 5)
+    assert torch.equal(twin(odd[0]), layer(odd[0]))
+    for wrong in (torch.randn(2, 3, 5, 5), torch.randn(2, 4, 5)):
+        with pytest.raises(RuntimeError, match="expected input") as theirs:
+            layer(wrong)
+        with pytest.raises(RuntimeError) as ours:
+            twin(wrong)
+        assert str(ours.value) == str(theirs.value)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
@@ -138,7 +161,8 @@ def test_of_equal_outputs_the_first_gets_the_gradient_as_in_torchs_pooling() -> 
 
 @pytest.mark.parametrize("lab", ["lenet_mnist", "cnn_mnist", "lenet_cifar10", "vgg_cifar10", "alexnet_cifar10"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_model_laid_out_is_the_same_model(lab: str, precision: str) -> None:
+@pytest.mark.parametrize("lays_out", [lay_out, partial(gpu_convolution.lay_out, is_exact=True)], ids=["cpu", "gpu"])
+def test_a_model_laid_out_is_the_same_model(lays_out: Any, lab: str, precision: str) -> None:
     """Names of the state dict, and the very bits in evaluation mode; in training what differs is rounding."""
     options, rounded = LABS[lab].model, torch.float32 if precision == "fp32" else torch.bfloat16
     models = []
@@ -148,7 +172,7 @@ def test_a_model_laid_out_is_the_same_model(lab: str, precision: str) -> None:
         if laid_out:
             parameters = list(model.parameters())
             names = list(model.state_dict())
-            lay_out(model)
+            lays_out(model)
             assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
             assert list(model.state_dict()) == names
             assert any(isinstance(module, Convolution) for module in model.modules())

@@ -17,7 +17,7 @@ from stages import params
 from stages.datasets.arrays import Split
 from stages.datasets.statistics import Statistics
 from stages.datasets.transforms import Pipeline
-from stages.learning import graphs, loop
+from stages.learning import gpu_convolution, graphs, loop
 from stages.learning.checkpoint import Checkpoint
 from stages.learning.device import choose_device, memory_format
 from stages.learning.gpu_convolution import GpuConvolution
@@ -181,7 +181,9 @@ def test_a_convolution_is_as_near_as_its_precision(precision: Any, channels: int
     inputs = torch.randn(32, channels, size, size, device="cuda")
     made = torch.randn_like(layer(inputs))
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
-    found = gradients(GpuConvolution.of(layer), inputs, made, kind)
+    gpu_convolution.lay_out(laid_out := nn.Sequential(layer), is_exact=precision == "fp32")
+    assert isinstance(laid_out[0], GpuConvolution)
+    found = gradients(laid_out, inputs, made, kind)
     right = gradients(exact, inputs.double(), made, torch.float64)
     # TF32 has eight times the bits of bfloat16.
     assert_near(found, right, kind, 0.0025 if precision == "tf32" else None)
@@ -265,9 +267,7 @@ def test_a_step_that_cannot_be_recorded_gets_a_sentence() -> None:
     program = """
 import torch
 from torch import nn
-from stages.learning.gpu_convolution import GpuConvolution
 from stages.learning.graphs import GraphedStep
-from stages.learning.history import Epoch
 weight = nn.Parameter(torch.ones(1, device="cuda"))
 def step(inputs, labels):
     return (inputs * inputs.sum().item(),)  # which has to wait for the GPU

@@ -501,6 +501,22 @@ def test_outputs_that_are_no_numbers_get_a_sentence() -> None:
         loop.train(lenet(), images(100), images(50), options, COMPUTE, seed=1)
 
 
+class Greedy(nn.Module):
+    """Takes more memory than there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError(f"CUDA out of memory with {len(inputs)} images")
+
+
+def test_a_batch_too_large_for_a_gpu_gets_a_sentence() -> None:
+    with pytest.raises(OptionError, match="is 32, which is too much for the GPU's memory; take less, or set LABDAG_"):
+        loop.train(Greedy(), images(100), images(50), recipe(batch_size=32), COMPUTE, seed=1)
+
+
 def test_a_device_that_is_not_there_gets_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LABDAG_DEVICE", "gpu")
     with pytest.raises(UserError, match="LABDAG_DEVICE is 'gpu', but should be auto, cpu or cuda"):
@@ -510,7 +526,9 @@ def test_a_device_that_is_not_there_gets_a_sentence(monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match="torch finds no usable GPU"):
         choose_device(COMPUTE)
     monkeypatch.setenv("LABDAG_DEVICE", "auto")
-    with pytest.raises(OptionError, match="is tf32, which only GPUs compute in; write fp32 or bf16"):
+    with pytest.raises(
+        OptionError, match="is tf32, which only GPUs compute in, but torch finds none; write fp32 or bf16"
+    ):
         choose_device(Compute(threads=1, precision="tf32"))
     assert choose_device(COMPUTE).type == "cpu"
     assert not torch.backends.cudnn.allow_tf32

@@ -11,6 +11,7 @@ import torch
 from stages.learning.recipe import Compute
 from stages.program.options import OptionError, UserError
 
+TF32_CAPABILITY = (8, 0)  # of a GPU that has it
 # Of glibc's mallopt: its numbers stand in a header of C, and what they are set to.
 _MALLOC_OPTIONS = {
     "M_MMAP_MAX": (-4, 0),  # no tensor has pages of its own, which go back to the kernel with it
@@ -26,7 +27,7 @@ def choose_device(compute: Compute) -> torch.device:
 
     Raises:
         UserError: LABDAG_DEVICE is none of the three, or asks for a GPU that is not there.
-        OptionError: the precision is tf32, on a CPU.
+        OptionError: the precision is tf32, on a CPU or on a GPU older than those that have it.
     """
     choice = os.environ.get("LABDAG_DEVICE", "auto")
     if choice not in ("auto", "cpu", "cuda"):
@@ -43,8 +44,16 @@ def choose_device(compute: Compute) -> torch.device:
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     if choice == "cpu" or not there:
         if is_tf32:
-            raise OptionError("compute.precision", "is tf32, which only GPUs compute in; write fp32 or bf16.")
+            raise OptionError(
+                "compute.precision",
+                "is tf32, which only GPUs compute in, but "
+                f"{'LABDAG_DEVICE is cpu' if there else 'torch finds none'}; write fp32 or bf16.",
+            )
         return torch.device("cpu")
+    if is_tf32 and torch.cuda.get_device_capability() < TF32_CAPABILITY:
+        raise OptionError(
+            "compute.precision", f"is tf32, which {torch.cuda.get_device_name()} does not compute in; write fp32."
+        )
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(compute.deterministic)
     # Memory that is got is written before it is read: to fill it first is a kernel more each time.

@@ -53,8 +53,28 @@ def train(
         The state dict of the best epoch, and the history of all epochs.
 
     Raises:
-        OptionError: the loss is no longer a finite number, or an option does not fit the model.
+        OptionError: the loss is no longer a finite number, an option does not fit the model, or a batch is too large
+            for the GPU.
     """
+    try:
+        return _train(model, training, test, recipe, compute, seed, checkpoint)
+    except torch.OutOfMemoryError:
+        raise OptionError(
+            "train.batch_size",
+            f"is {recipe.batch_size}, which is too much for the GPU's memory; take less, or set LABDAG_CUDA_GRAPHS to "
+            "off, which needs a part of the memory only.",
+        ) from None
+
+
+def _train(
+    model: nn.Module,
+    training: Images,
+    test: Images,
+    recipe: Recipe,
+    compute: Compute,
+    seed: int,
+    checkpoint: Checkpoint | None,
+) -> tuple[dict[str, Tensor], list[Epoch]]:
     run = begin(model, recipe, compute, seed)
     validation = None
     if held_out := recipe.held_out(len(training)):
@@ -109,8 +129,10 @@ def begin(model: nn.Module, recipe: Recipe, compute: Compute, seed: int) -> Run:
     torch.manual_seed(seed if recipe.loader_order == "torch" else dropout_seed)
     model.to(memory_format=memory_format(compute))
     pool_before_relu(model)
-    if compute.channels_last:
-        (gpu_convolution if device.type == "cuda" else convolution).lay_out(model)
+    if compute.channels_last and device.type == "cuda":
+        gpu_convolution.lay_out(model, is_exact=compute.precision == "fp32")
+    elif compute.channels_last:
+        convolution.lay_out(model)
     optimizer = make_optimizer(recipe.optimizer, model.parameters())
     return Run(
         model,
