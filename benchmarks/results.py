@@ -39,9 +39,9 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run labs and keep what they reached")
     run.add_argument("labs", nargs="+", metavar="LAB")
-    run.add_argument("--seeds", type=_positive, metavar="N", help="run with seeds 1 to N (default: the lab's own)")
-    run.add_argument("--images", type=_positive, metavar="N", help="train one epoch on N of the training images only")
-    run.add_argument("--threads", type=_positive, help="in the place of the lab's own compute.threads")
+    run.add_argument("--seeds", type=positive, metavar="N", help="run with seeds 1 to N (default: the lab's own)")
+    run.add_argument("--images", type=positive, metavar="N", help="train one epoch on N of the training images only")
+    run.add_argument("--threads", type=positive, help="in the place of the lab's own compute.threads")
     run.add_argument(
         "--precision", choices=("fp32", "tf32", "bf16"), help="in the place of the lab's own compute.precision"
     )
@@ -71,7 +71,8 @@ def main() -> None:
             _run(lab, params, options)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A number of 1 or more of a command line."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"is {number}, but should be 1 or more")
@@ -190,7 +191,7 @@ def machine() -> str:
     if is_on_gpu():
         import torch
 
-        return torch.cuda.get_device_name()
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__.partition('+')[0]}"
     models = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()

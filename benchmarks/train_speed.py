@@ -2,7 +2,7 @@
 
     python -m benchmarks.train_speed                                  # lenet_mnist, two threads
     python -m benchmarks.train_speed vgg_cifar10 --images 1280
-    python -m benchmarks.train_speed --workers 4 8                    # the plain loop with these worker counts only
+    python -m benchmarks.train_speed --workers 4 --workers 8          # the plain loop with these worker counts only
     python -m benchmarks.train_speed lenet_mnist --growth             # epochs, images, labs at once
 
 The plain loop: a torchvision dataset, PIL transforms for each image, a DataLoader with the number of workers that is
@@ -40,33 +40,55 @@ GEMM = 2048
 
 
 def main() -> None:
-    """Print a table for each lab and precision."""
+    """Print a table for each lab."""
+    from benchmarks.cost import DATASETS
+    from benchmarks.results import is_on_gpu, machine, positive
+    from stages import params
+
+    labs = [name for name, lab in params.load(ROOT / "params.yaml").labs.items() if lab.dataset in DATASETS]
+    precisions = PRECISIONS if is_on_gpu() else tuple(each for each in PRECISIONS if each != "tf32")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("labs", nargs="*", metavar="LAB", default=["lenet_mnist"])
-    parser.add_argument("--images", type=int, default=12_800, help="images of a measurement (default: 12800)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured (default: 3)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
-    parser.add_argument("--precision", choices=PRECISIONS, nargs="+", help="default: all that this machine computes in")
-    parser.add_argument("--workers", type=int, nargs="+", metavar="N", help="worker counts of the plain loop to try")
-    parser.add_argument("--no-plain", action="store_true", help="time labdag's loop only")
-    parser.add_argument("--growth", action="store_true", help="show how the cost grows, instead of the plain loop")
+    parser.add_argument("--images", type=positive, default=12_800, help="images of a measurement (default: 12800)")
+    parser.add_argument("--rounds", type=positive, default=3, help="how often each is measured (default: 3)")
+    parser.add_argument("--threads", type=positive, default=2, help="CPU threads (default: 2)")
+    parser.add_argument(
+        "--precision", choices=precisions, action="append", help="may be repeated (default: all of this machine)"
+    )
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument(
+        "--workers", type=_count, action="append", metavar="N", help="of the plain loop to try; may be repeated"
+    )
+    ways.add_argument("--no-plain", action="store_true", help="time labdag's loop only")
+    ways.add_argument("--growth", action="store_true", help="show how the cost grows, instead of the plain loop")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--epochs", type=int, default=1, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    for lab in options.labs:
+        if lab not in labs:
+            parser.error(f"there is no lab '{lab}' on a dataset that comes with labdag; known: {', '.join(labs)}")
     if options.one:
         print(json.dumps(_measured(options)))
         return
-    from benchmarks.results import is_on_gpu, machine
-
     cores = len(os.sched_getaffinity(0))
     options.workers = options.workers or [0, *(2**power for power in range(cores.bit_length()))]
     if options.no_plain:
         options.workers = []
-    options.precision = options.precision or [each for each in PRECISIONS if each != "tf32" or is_on_gpu()]
+    options.precision = options.precision or (["fp32"] if options.growth else list(precisions))
     print(machine())
     for lab in options.labs:
-        show = _show_growth if options.growth else _show_lab
-        show(lab, options)
+        if options.growth:
+            for precision in options.precision:
+                _show_growth(lab, precision, options)
+        else:
+            _show_lab(lab, options)
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"is {number}, but should be 0 or more")
+    return number
 
 
 def _show_lab(lab: str, options: argparse.Namespace) -> None:
@@ -95,8 +117,7 @@ def _show_lab(lab: str, options: argparse.Namespace) -> None:
         )
 
 
-def _show_growth(lab: str, options: argparse.Namespace) -> None:
-    precision = options.precision[0]
+def _show_growth(lab: str, precision: str, options: argparse.Namespace) -> None:
     print(f"\n{lab}, {precision}, seconds of training (medians of {options.rounds})\n")
     print("| images | epochs | labs at once, of 1 thread each | seconds | images/s, all together |")
     print("| ---: | ---: | ---: | ---: | ---: |")

@@ -1,7 +1,8 @@
 """Convolutions of a training on a CPU, computed in the way that is fastest for their shape.
 
 On batches of finite numbers the functions are those of torch.nn.Conv2d and MaxPool2d, and so are their gradients; sums
-are taken in another order, so the last bits differ. In evaluation mode a layer does what Conv2d does, to the bit.
+are taken in another order, so the last bits differ. In evaluation mode a layer does what Conv2d does, to the bit. Which
+layers can be computed another way is the same on a GPU (`gpu_convolution`).
 
 Ratios are of a convolution's own time, forward and backward, with 2 CPU threads if not said otherwise (AMD EPYC with
 AVX-512).
