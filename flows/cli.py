@@ -287,7 +287,7 @@ def diff(
         before, after = read[old], read[new]
         lines = compare.diff(before, after, history.repeats, targets or (), everything=as_json)
     if as_json:
-        print(json.dumps([line.told() for line in lines], indent=2))
+        print(json.dumps([line.told() for line in lines], indent=2, default=str))  # YAML knows dates
         return
     rows = []
     for line in lines:

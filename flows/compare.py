@@ -195,15 +195,23 @@ def _lines(
     is_whole = not any(record.missing for side in (was, now) for record in side.values())
     known = [name for name in dict.fromkeys([*old, *new]) if is_whole or (name in old and name in new)]
     moved = [name for name in known if not _is_same(old.get(name), new.get(name))]
-    for name in (name for name in moved if "." not in name.rpartition(":")[2] or everything or not families):
-        noise, count = noises.get(name, (None, 0))
-        yield Line(target, name, old.get(name), new.get(name), styles.get(name, ""), noise, count)
+    files = {**metrics_of(was), **metrics_of(now)}
+    nested = {name for name in moved if name not in files and "." in name.rpartition(":")[2]}
+    hidden = nested if families and not everything else set()
+    told = [
+        Line(target, name, old.get(name), new.get(name), styles.get(name, ""), *noises.get(name, (None, 0)))
+        for name in moved
+        if name not in hidden
+    ]
     for pattern, style in () if everything else families.items():
         members = [Line(target, name, old[name], new[name], style) for name in moved
                    if name in old and name in new and fnmatch.fnmatchcase(name, pattern)]  # fmt: skip
         members.sort(key=lambda line: line.change or 0.0, reverse=True)
-        yield from [line for line in members if (line.change or 0) > 0][:MOST]
-        yield from [line for line in members if (line.change or 0) < 0][-MOST:]
+        told += [line for line in members if (line.change or 0) > 0][:MOST]
+        told += [line for line in members if (line.change or 0) < 0][-MOST:]
+    yield from told
+    if moved and not told:
+        yield Line(target, "1 figure" if len(moved) == 1 else f"{len(moved)} figures", remark="`--json` tells more")
     for side in (was, now):
         for path in (path for record in side.values() for path in record.missing):
             yield Line(target, path, remark="its content is not in DVC's cache; `dvc fetch` may have it")
@@ -225,13 +233,16 @@ def metrics_of(records: Mapping[str, Record]) -> dict[str, Any]:
 
 def figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Figures of some metrics files by their dotted names; of a name that several files have, by `PATH:NAME`."""
-    leaves_of = {path: dict(flat(values)) for path, values in metrics.items()}
+    # A file that is a bare number gives it its name.
+    leaves_of = {
+        path: {name or path: value for name, value in flat(values) if name or value is not None}
+        for path, values in metrics.items()
+    }
     counts = Counter(name for found in leaves_of.values() for name in found)
     return {
         name if counts[name] == 1 else f"{path}:{name}": value
         for path, found in leaves_of.items()
         for name, value in found.items()
-        if name
     }
 
 

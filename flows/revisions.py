@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,8 @@ class Record:
 
     Attributes:
         params: each value that it read, by its dotted name.
-        files: hash of each file that it read and no stage makes, by path from the root.
+        files: hash of each file that it read and no command makes, by path from the root.
+        made: likewise of each that another stage's command makes.
         metrics: what its metrics files held, by path from the root.
         missing: metrics files that DVC's cache does not have, and that are not there either.
         edited: dotted names of params that have another value in the revision than the stage was run with.
@@ -37,10 +38,14 @@ class Record:
 
     params: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    made: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     edited: tuple[str, ...] = ()
     command: str | None = None
+
+
+NEVER = Record()  # of what was not run
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class History:
         self.root = root
         self._repo = opened(root)
         self._stages = stages_of(self._repo)
-        self._made = {out.path for stage in self._stages.values() for out in stage.outs}
+        self._made = _made(self._repo)
         self._folders = {address(node): os.path.relpath(node.wdir, root) for node in self._repo.index.stages}
 
     def __enter__(self) -> History:
@@ -112,6 +117,11 @@ class History:
                 f"There is no revision '{name}': neither git (`git log --oneline`) nor DVC (`dvc exp list --all`) "
                 "knows it."
             ) from None
+        except AttributeError:  # of what it takes for a commit
+            with suppress(GitError):
+                if (kind := git(self.root, "cat-file", "-t", name).strip()) != "commit":
+                    raise GraphError(f"'{name}' is a {kind}, and no commit.") from None
+            raise
         except NotDvcRepoError:
             raise GraphError(f"The revision {name} has no DVC repository.") from None
 
@@ -126,20 +136,25 @@ class History:
         Returns:
             For each value of the seed what the metrics files held, by path from the root; the revision's own, too.
         """
-        records = {name: revision.records[name] for name in names if name in revision.records}
+        # What `dvc add` tracks has no record in a lock file; as an input it is among its readers' files.
+        records = {name: revision.records[name] for name in names if revision.records.get(name, NEVER).command}
         own = _merged(record.params for record in records.values())
-        if seed not in own or any(record.missing for record in records.values()):
+        if not isinstance(own.get(seed, []), Hashable) or any(record.missing for record in records.values()):
             return {}
+        # What other stages make is the same, or the seed is not all that differs.
+        inside = {out.path for name in records for out in self._stages[name].outs if name in self._stages}
         found = {own[seed]: _merged(record.metrics for record in records.values())}
         experiments = self.experiments()
         for commit in dict.fromkeys([*experiments.values(), *(baseline for _, baseline in experiments)]):
             other = self.locked(commit, records)
             theirs = _merged(record.params for record in other.values())
-            is_like = all(
-                (records[name].files, records[name].command) == (record.files, record.command)
-                for name, record in other.items()
-            )
-            if is_like and len(other) == len(records) and seed in theirs and {**theirs, seed: own[seed]} == own:
+            is_like = all(_origin(records[name], inside) == _origin(record, inside) for name, record in other.items())
+            if (
+                is_like
+                and len(other) == len(records)
+                and isinstance(theirs.get(seed, []), Hashable)
+                and {**theirs, seed: own[seed]} == own
+            ):
                 found.setdefault(theirs[seed], _merged(record.metrics for record in other.values()))
         return found
 
@@ -184,20 +199,28 @@ class History:
         for path in self._stages[name].metrics:
             source = Path(self._repo.cache.local.oid_to_path(hashes[path]))
             text = (
-                source.read_text(encoding="utf-8") if source.exists() else git(self.root, "show", f"{commit}:./{path}")
+                source.read_text(encoding="utf-8", errors="replace")
+                if source.exists()
+                else git(self.root, "show", f"{commit}:./{path}")
             )
             metrics[path] = _parsed(text, path)
         read = {_joined(folder, dep["path"]): str(dep.get("md5")) for dep in entry.get("deps", ())}
         files = {path: md5 for path, md5 in read.items() if not _is_made(path, self._made)}
-        return Record(params, files, metrics, command=_command(entry.get("cmd")))
+        made = {path: md5 for path, md5 in read.items() if path not in files}
+        return Record(params, files, made, metrics, command=_command(entry.get("cmd")))
 
 
 def _revision(repo: Repo, name: str) -> Revision:
     with told_by_dvc():
         stages = stages_of(repo)
-        made = {out.path for stage in stages.values() for out in stage.outs}
+        made = _made(repo)
         records = {address(node): _record(repo, node, made) for node in repo.index.stages if _was_run(node)}
     return Revision(name, stages, records)
+
+
+def _made(repo: Repo) -> set[str]:
+    """What commands make: not what `dvc add` or an import tracks, which is an input wherever it is read."""
+    return {relative(repo, out) for node in repo.index.stages if node.cmd for out in node.outs if out.is_in_repo}
 
 
 def _was_run(node: Any) -> bool:
@@ -210,6 +233,7 @@ def _record(repo: Repo, node: Any, made: set[str]) -> Record:
 
     params: dict[str, Any] = {}
     files: dict[str, str] = {}
+    theirs: dict[str, str] = {}
     edited: list[str] = []
     for dep in node.deps:
         if isinstance(dep, ParamsDependency):
@@ -221,8 +245,9 @@ def _record(repo: Repo, node: Any, made: set[str]) -> Record:
                 now = dict(flat(read_param_file(repo.fs, dep.fs_path, list(dep.params), flatten=True), prefix))
             params |= then
             edited += [key for key in {**then, **now} if then.get(key) != now.get(key)]
-        elif dep.is_in_repo and dep.hash_info and not _is_made(relative(repo, dep), made):
-            files[relative(repo, dep)] = str(dep.hash_info.value)
+        elif dep.is_in_repo and dep.hash_info:
+            path = relative(repo, dep)
+            (theirs if _is_made(path, made) else files)[path] = str(dep.hash_info.value)
     metrics: dict[str, Any] = {}
     missing: list[str] = []
     for out in node.outs:
@@ -236,6 +261,7 @@ def _record(repo: Repo, node: Any, made: set[str]) -> Record:
     return Record(
         params,
         files,
+        theirs,
         metrics,
         tuple(missing),
         tuple(edited),
@@ -259,10 +285,10 @@ def _held(repo: Repo, out: Any) -> Any:
         OSError: it is nowhere to be had.
     """
     if out.use_cache and not (repo.fs.protocol == "local" and repo.fs.exists(out.fs_path)):
-        text = Path(out.cache.oid_to_path(out.hash_info.value)).read_text(encoding="utf-8")
+        text = Path(out.cache.oid_to_path(out.hash_info.value)).read_text(encoding="utf-8", errors="replace")
     else:
-        with repo.fs.open(out.fs_path, "r", encoding="utf-8", errors="replace") as file:
-            text = file.read()
+        with repo.fs.open(out.fs_path, "rb") as file:
+            text = file.read().decode("utf-8", errors="replace")
     return _parsed(text, out.fs_path)
 
 
@@ -273,6 +299,12 @@ def _parsed(text: str, path: str) -> Any:
     with suppress(ParseError, KeyError):
         return PARSERS[Path(path).suffix.lower()](text, path)
     return {}
+
+
+def _origin(record: Record, inside: set[str]) -> tuple[Any, ...]:
+    """What a stage's figures come from besides params, and what the stages that make `inside` hand on."""
+    made = {path: md5 for path, md5 in record.made.items() if not _is_made(path, inside)}
+    return record.files, made, record.command
 
 
 def _merged(mappings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -196,3 +196,120 @@ def test_mistakes_get_a_sentence(labs: Path, tmp_path: Path) -> None:
     bare.mkdir()
     run("dvc", "init", "--quiet", "--no-scm", cwd=bare)
     assert "is no git repository" in refusal(bare)
+
+
+NUMBERS = """
+stages:
+  train:
+    cmd: python train.py
+    deps: [train.py, data.csv]
+    params: [seed, lr]
+    metrics: [found.yaml, best.json]
+    meta: {seed: seed, extremes: {"per_class.*": ".1f"}}
+"""
+NUMBERS_TRAIN = """
+import datetime, json, yaml
+params = yaml.safe_load(open("params.yaml"))
+data = float(open("data.csv").read())
+seed = params["seed"] if isinstance(params["seed"], int) else sum(params["seed"])
+found = {"when": datetime.date(2026, 1, params["lr"]), "detail": {"x": data}}
+yaml.dump(found, open("found.yaml", "w"))
+json.dump(data * params["lr"] + seed / 10, open("best.json", "w"))
+"""
+
+
+def test_data_and_figures_of_any_kind_are_told(toy: Callable[..., Path]) -> None:
+    """Data of `dvc add`, a metrics file that is a number, a date, and figures that no family has."""
+    folder = toy(NUMBERS, **{"params.yaml": "{seed: 1, lr: 2}\n", "train.py": NUMBERS_TRAIN, "data.csv": "1\n"})
+    run("git", "rm", "--quiet", "--cached", "data.csv", cwd=folder)
+    run("dvc", "add", "--quiet", "data.csv", cwd=folder)
+    run("dvc", "repro", "--quiet", cwd=folder)
+    commit(folder)
+    edit_params(folder, lr=3)
+    run("dvc", "repro", "--quiet", cwd=folder)
+    commit(folder)
+    for seed in (2, 3):
+        run("dvc", "exp", "run", "--quiet", "--temp", "--set-param", f"seed={seed}", cwd=folder)
+    told = {line["what"]: line for line in lines(folder, "HEAD~1", "HEAD")}
+    assert set(told) == {"lr", "when", "best.json"}
+    assert (told["when"]["old"], told["when"]["new"]) == ("2026-01-02", "2026-01-03")
+    assert told["best.json"]["change"] == 1
+    assert told["best.json"]["repeats"] == 3
+
+    (folder / "data.csv").write_text("2\n")
+    run("dvc", "repro", "--quiet", cwd=folder)
+    assert {line["what"] for line in lines(folder)} == {"data.csv", "detail.x", "best.json"}
+    commit(folder)
+
+    # Only a figure that is in no family differs: it has no line of its own, but is not concealed.
+    path = folder / "found.yaml"
+    path.chmod(0o644)
+    path.write_text(path.read_text().replace("x: 2.0", "x: 2.5"))
+    run("dvc", "commit", "--force", "--quiet", cwd=folder)
+    assert re.search(r"train +1 figure +- +- +- +`--json` tells more", run("labdag", "diff", cwd=folder).stdout)
+
+
+def test_what_is_no_commit_and_no_text_gets_a_sentence(labs: Path) -> None:
+    assert refusal(labs, "HEAD^{tree}") == "Error: 'HEAD^{tree}' is a tree, and no commit.\n"
+    assert refusal(labs, "HEAD:params.yaml") == "Error: 'HEAD:params.yaml' is a blob, and no commit.\n"
+    (labs / "a.json").unlink()
+    (labs / "a.json").write_bytes(b'{"caf\xe9": 1}')
+    run("labdag", "diff", cwd=labs)
+
+
+def test_a_seed_of_several_numbers_is_no_reason_to_fail(toy: Callable[..., Path]) -> None:
+    folder = toy(NUMBERS, **{"params.yaml": "{seed: [1, 2], lr: 2}\n", "train.py": NUMBERS_TRAIN, "data.csv": "1\n"})
+    run("dvc", "repro", "--quiet", cwd=folder)
+    commit(folder)
+    run("dvc", "exp", "run", "--quiet", "--temp", "--set-param", "seed=[3,4]", cwd=folder)
+    (folder / "data.csv").write_text("2\n")
+    run("dvc", "repro", "--quiet", cwd=folder)
+    assert {line["what"]: line["repeats"] for line in lines(folder)}["best.json"] == 0
+
+
+UPSTREAM = """
+stages:
+  base:
+    cmd: python base.py
+    deps: [base.py]
+    params: [base]
+    outs: [weights]
+    metrics: [base.json]
+    meta: {summary: {loss: ".1f"}}
+  tune:
+    cmd: python tune.py
+    deps: [tune.py, weights]
+    params: [seed]
+    metrics: [tune.json]
+    meta: {seed: seed, summary: {accuracy: ".1f"}}
+"""
+BASE = """
+import yaml
+base = yaml.safe_load(open("params.yaml"))["base"]
+open("weights", "w").write(str(base))
+open("base.json", "w").write('{"loss": %s}' % base)
+"""
+TUNE = """
+import yaml
+seed = yaml.safe_load(open("params.yaml"))["seed"]
+open("tune.json", "w").write('{"accuracy": %s}' % (float(open("weights").read()) + seed / 10))
+"""
+
+
+def test_a_result_upstream_that_differs_is_no_noise_of_the_seed(toy: Callable[..., Path]) -> None:
+    """Else what another base does would be taken for chance."""
+    params = {"params.yaml": "{base: 1, seed: 1}\n"}
+    folder = toy(UPSTREAM, **params, **{"base.py": BASE, "tune.py": TUNE})
+    run("dvc", "repro", "--quiet", cwd=folder)
+    commit(folder)
+    for seed in (2, 3):
+        run(
+            "dvc", "exp", "run", "--quiet", "--temp", "--set-param", f"seed={seed}", "--set-param", "base=9", cwd=folder
+        )
+    for seed in (4, 5):
+        run("dvc", "exp", "run", "--quiet", "--temp", "--set-param", f"seed={seed}", cwd=folder)
+    edit_params(folder, seed=6)
+    run("dvc", "repro", "--quiet", cwd=folder)
+    (line,) = [line for line in lines(folder) if line["what"] == "accuracy"]
+    assert line["repeats"] == 4  # seeds 1, 4, 5 and 6
+    assert line["noise"] < 0.3
