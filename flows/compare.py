@@ -21,7 +21,9 @@ MISSING = "-"
 MOST = 3  # figures of a family that are shown because they gained most, and as many that lost most
 FILES = 5  # files that are shown one by one
 REPEATS = 3  # runs with different seeds from which their noise can be told
-WIDE = 2 * math.sqrt(2)  # standard deviations within which the difference of two runs stays by chance, 19 times in 20
+# Standard deviations within which the difference of two runs stays by chance: 19 times in 20 if they are of many runs,
+# 16 times if they are of three (Student's t).
+WIDE = 2 * math.sqrt(2)
 
 Rows = list[dict[str, Any]]
 
