@@ -114,8 +114,7 @@ class Study:
             return
         value = metrics.get(self._metric)
         if not isinstance(value, int | float):
-            numbers = [name for name, each in metrics.items() if isinstance(each, int | float) and "." not in name]
-            raise GraphError(f"{self._target} has no metric '{self._metric}'; it has {', '.join(numbers)}.")
+            raise no_metric(self._target, self._metric, metrics)
         self._study.tell(trial, value)
         done = [trial.value for trial in self._study.get_trials(states=[self._complete]) if trial.value is not None]
         if done:  # nan counts as a failure
@@ -137,3 +136,10 @@ class Study:
             for setting, value in zip(self._settings, chosen, strict=True)
         ]
         return point(self._target, self._settings, picked)
+
+
+def no_metric(target: str, metric: str, metrics: Metrics) -> GraphError:
+    """What to say where a search is for a figure that there is not."""
+    numbers = [name for name, each in metrics.items() if isinstance(each, int | float)]
+    plain = [name for name in numbers if "." not in name.rpartition(":")[2]]
+    return GraphError(f"{target} has no metric '{metric}'; it has {', '.join(plain or numbers) or 'none'}.")

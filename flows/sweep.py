@@ -39,7 +39,7 @@ from flows.output import Lines
 from flows.points import Point, grid, read, require_read, settings, write
 from flows.revisions import History, Record
 from flows.schedule import CPU, detected
-from flows.search import Grid, Search, Study
+from flows.search import Grid, Search, Study, no_metric
 from flows.supervisor import PARENT
 from flows.swept import Found, Result, Sweep
 from flows.targets import select
@@ -114,6 +114,9 @@ def _swept(
         if trials is None:
             results = _made(work, Grid(grid(target, chosen)))
         else:
+            made = figures(metrics_of(work.history.locked("HEAD", work.stages)))
+            if made and metric not in made:  # which the code may have got since; if not, the first point will show it
+                get_run_logger().warning("As it was committed, %s", no_metric(target, metric, made))
             study = Study(
                 folder / ".dvc" / "tmp" / "labdag" / "studies.db",
                 " ".join([target, digest, "less" if minimize else "more", metric, *sorted(values)]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -81,16 +81,29 @@ class Sweep:
         groups: dict[tuple[str, ...], list[Result]] = {}
         for result in self._ordered():
             groups.setdefault(tuple(str(result.point.values[setting.name]) for setting in shown), []).append(result)
-        rows = []
+        rows, columns = [], self._columns()
         for values, results in groups.items():
-            row = {setting.short: value for setting, value in zip(shown, values, strict=True)}
+            row = {
+                _other(setting.short, "param", ["runs"]): value for setting, value in zip(shown, values, strict=True)
+            }
             good = [result for result in results if result.found is not Found.FAILED]
             row["runs"] = str(len(good))
-            for name, style in (self.styles or self._unstyled()).items():
+            for name, style in columns.items():
                 figures = [result.metrics[name] for result in good if isinstance(result.metrics.get(name), int | float)]
-                row[name] = _spread(figures, style)
+                row[_other(name, "metric", row)] = _spread(figures, style)
             rows.append(row)
         return rows
+
+    def _columns(self) -> dict[str, str]:
+        """The figures to show, with the format of each; those of a name that several metrics files have, all."""
+        if not self.styles:
+            return self._unstyled()
+        there = dict.fromkeys(name for result in self.results for name in result.metrics)
+        return {
+            name: style
+            for wanted, style in self.styles.items()
+            for name in [each for each in there if each == wanted or each.endswith(f":{wanted}")] or [wanted]
+        }
 
     def _unstyled(self) -> dict[str, str]:
         """Where no stage says what to show: the first figures that there are."""
@@ -102,6 +115,11 @@ class Sweep:
         if not self.is_search:
             return self.results
         return sorted(self.results, key=_worth(self.metric, 1 if self.minimize else -1))
+
+
+def _other(name: str, kind: str, taken: Container[str]) -> str:
+    """A column's name, told from those that are taken."""
+    return f"{name} ({kind})" if name in taken else name
 
 
 def _worth(metric: str, sign: int) -> Callable[[Result], float]:

@@ -129,6 +129,15 @@ def test_a_number_is_written_as_every_reader_of_yaml_knows_it(tmp_path: Path) ->
     assert "# kept" in text
 
 
+def test_columns_of_one_name_are_told_apart() -> None:
+    chosen = settings(["lr=1", "runs=2"], {"lr": 0, "runs": 0}, "a")
+    (point,) = grid("a", chosen)
+    results = [Result(point, Found.RECORDED, point.name, metrics={"lr": 0.1, "x.json:acc": 0.5, "y.json:acc": 0.25})]
+    assert Sweep(chosen, results, {"lr": ".1f", "acc": ".0%"}).rows() == [
+        {"lr": "1", "runs (param)": "2", "runs": "1", "lr (metric)": "0.1", "x.json:acc": "50%", "y.json:acc": "25%"}
+    ]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_figure_that_is_no_number_has_no_deviation(bad: float, tmp_path: Path) -> None:
     chosen = settings(["seed=1..3", "lr=1,2"], KEYS, "a")
@@ -197,8 +206,12 @@ def test_a_search_tries_so_many_points_and_goes_on_with_more(repository: Path) -
     assert figures == sorted(figures, reverse=True)
     assert len(figures) == 4
 
+    run("dvc", "repro", "--quiet", cwd=repository)
+    run("git", "add", "dvc.lock", cwd=repository)
+    run("git", "commit", "--quiet", "--message", "Run", cwd=repository)
     done = run(*command[:-1], "acuracy", "--trials", "1", cwd=repository, check=False)
     assert done.returncode == 1
+    assert "As it was committed, train has no metric 'acuracy'; it has accuracy." in done.stderr
     assert "Error: train has no metric 'acuracy'; it has accuracy." in done.stderr
     assert "Traceback" not in done.stderr
 
