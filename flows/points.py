@@ -22,7 +22,7 @@ from flows.graph import GraphError, Pipeline, flat
 
 PARAMS = "params.yaml"
 _NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?"
-_SPAN = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(:log)?", re.IGNORECASE)
+_SPAN = re.compile(rf"\s*({_NUMBER})\s*\.\.\s*({_NUMBER})\s*(:log)?\s*", re.IGNORECASE)
 LONGEST = 120  # characters of a name, but for a hash of its rest: it is part of a file's name
 FIGURES = 4  # digits of a value that a search picks
 MOST_POINTS = 100_000  # of a grid
@@ -147,7 +147,19 @@ def grid(target: str, chosen: list[Setting]) -> list[Point]:
 
 
 def corners(target: str, chosen: list[Setting]) -> list[Point]:
-    """The points of a search where each setting has its first value, and then its last one."""
+    """The points of a search where each setting has its first value, and then its last one.
+
+    Raises:
+        GraphError: two values of a setting would make two points of one name.
+    """
+    for setting in chosen:
+        listed = () if isinstance(setting.values, Span) else setting.values
+        counts = Counter(_part(setting, value) for value in listed)
+        if doubled := next((part for part, count in counts.items() if count > 1), None):
+            raise GraphError(
+                f"Two values of {setting.name} would both be called {doubled}; a value stands there twice, or is too "
+                "like another."
+            )
     ends = [
         (span.low, span.high) if isinstance(span := setting.values, Span) else (span[0], span[-1]) for setting in chosen
     ]
@@ -157,11 +169,16 @@ def corners(target: str, chosen: list[Setting]) -> list[Point]:
 def point(target: str, chosen: list[Setting], values: Iterable[Any]) -> Point:
     """The point where the settings have these values."""
     pairs = list(zip(chosen, values, strict=True))
-    parts = [f"{setting.short.replace('.', '_')}{_UNNAMEABLE.sub('_', _written(value))}" for setting, value in pairs]
+    parts = [_part(setting, value) for setting, value in pairs]
     name = re.sub(r"\.{2,}", ".", "-".join([_UNNAMEABLE.sub("_", target), *parts])).rstrip(".")
     if len(name) > LONGEST:
         name = f"{name[:LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return Point(name, {setting.name: value for setting, value in pairs})
+
+
+def _part(setting: Setting, value: Any) -> str:
+    """What a point's name says of a setting."""
+    return f"{setting.short.replace('.', '_')}{_UNNAMEABLE.sub('_', _written(value))}"
 
 
 def read(root: Path) -> Any:

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 
 from flows.chart import draw
 from flows.graph import GraphError
-from flows.points import Point, grid, settings, write
+from flows.points import Point, corners, grid, settings, write
 from flows.search import Study
 from flows.swept import Found, Result, Sweep
 from tests.conftest import STRESS, copy_project, is_gone, run, wait_for
@@ -117,6 +117,15 @@ def test_what_can_not_be_varied_gets_a_sentence(texts: list[str], sentence: str 
         return
     with pytest.raises(GraphError, match=re.escape(sentence)):
         grid("a", settings(texts, KEYS, "a"))
+
+
+def test_a_search_has_no_two_values_of_one_name() -> None:
+    for texts in (["lr=a b,a_b"], ["lr=1,1"]):
+        with pytest.raises(GraphError, match=r"Two values of labs\.a\.lr would both be called lr"):
+            corners("a", settings(texts, KEYS, "a"))
+    spaced, plain = (settings([text], KEYS, "a") for text in ("lr= 1e-3 .. 0.1 :log", "lr=1e-3..0.1:log"))
+    assert spaced == plain
+    assert [point.values["labs.a.lr"] for point in corners("a", spaced)] == [1e-3, 0.1]
 
 
 def test_a_number_is_written_as_every_reader_of_yaml_knows_it(tmp_path: Path) -> None:
