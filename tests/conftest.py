@@ -27,9 +27,28 @@ KEPT = {
     "labs": ("lenet_digits", "lenet_mnist"),
     "compare": (),
 }
+# What a server does by itself for schedules, late runs and the like, some of it every few seconds; a flow that is run
+# from the terminal needs none of it.
+SERVICES = ("CANCELLATION_CLEANUP", "CLEANUP_RECONCILER", "FOREMAN", "LATE_RUNS", "PAUSE_EXPIRATIONS", "REPOSSESSOR",
+            "SCHEDULER", "TRIGGERS")  # fmt: skip
+IDLE = {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in SERVICES}
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 STRESS = bool(os.environ.get("LABDAG_STRESS"))  # whether to try often what is tried once or twice otherwise
 LONGEST = 3600 if STRESS else 280  # seconds of a command
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the workers of one run of the suite share: the first one that wants it makes it."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            shutil.rmtree(folder / name, ignore_errors=True)
+            make(folder / name)
+            (folder / "done").touch()
+    return folder / name
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -67,11 +86,7 @@ def run(*command: str | Path, cwd: Path, check: bool = True, **env: str) -> subp
     return done
 
 
-def copy_project(folder: Path) -> Path:
-    """A copy of this project as a fresh clone would be, with uncommitted changes, as its own git repository.
-
-    Of the labs it has a few only, and no comparison.
-    """
+def _copy_project(folder: Path) -> None:
     listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).stdout
     for name in filter(None, listed.split("\0")):
         # What has been run in this checkout is no part of a fresh clone.
@@ -79,10 +94,10 @@ def copy_project(folder: Path) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     _keep_few_blocks(folder)
+    run("python", "-m", "compileall", "-q", "stages", cwd=folder)  # or each copy would be compiled anew
     run("git", "init", "--quiet", cwd=folder)
     run("git", "add", "--all", cwd=folder)
     run("git", "commit", "--quiet", "--message", "Start", cwd=folder)
-    return folder
 
 
 def _keep_few_blocks(folder: Path) -> None:
@@ -100,26 +115,30 @@ def write_dag(folder: Path) -> None:
     run("python", "-m", "stages.params", "dag", cwd=folder)
 
 
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This project as a fresh clone would be, with uncommitted changes, as its own git repository. Not to be changed.
+
+    Of the labs it has a few only, and no comparison.
+    """
+    return made_once(tmp_path_factory, "pristine", _copy_project)
+
+
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
+def project(pristine: Path, tmp_path: Path) -> Path:
     """A fresh copy of this project, in a folder whose name has a space."""
-    return copy_project(tmp_path / "my labs")
+    return Path(shutil.copytree(pristine, tmp_path / "my labs", symlinks=True))
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of this project in which lenet_digits has been reproduced by plain DVC. Not to be changed."""
-    # Workers of one run of the suite share it: the first one that wants it makes it.
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished" / "project"
-    folder.parent.mkdir(exist_ok=True)
-    with (folder.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder.parent / "done").exists():
-            copy_project(folder)
-            run("dvc", "repro", "plot@lenet_digits", cwd=folder)
-            (folder.parent / "done").touch()
-    return folder
+
+    def make(folder: Path) -> None:
+        shutil.copytree(pristine, folder, symlinks=True)
+        run("dvc", "repro", "plot@lenet_digits", cwd=folder)
+
+    return made_once(tmp_path_factory, "finished", make)
 
 
 @pytest.fixture
@@ -190,14 +209,25 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PREFECT_HOME with an empty database, which takes long to make. Not to be changed, but to be copied."""
+
+    def make(home: Path) -> None:
+        run("prefect", "server", "database", "upgrade", "--yes", cwd=ROOT, PREFECT_HOME=str(home))
+
+    return made_once(tmp_path_factory, "prefect", make)
+
+
+@pytest.fixture(scope="session")
+def prefect_server(prefect_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The API address of a real Prefect server."""
     port, home = free_port(), tmp_path_factory.mktemp("server")
+    shutil.copytree(prefect_home, home, dirs_exist_ok=True)
     api = f"http://127.0.0.1:{port}/api"
     with (home / "log").open("w") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-            env=os.environ | {"PREFECT_HOME": str(home)},
+            env=os.environ | {"PREFECT_HOME": str(home)} | IDLE,
             stdout=log,
             stderr=subprocess.STDOUT,
         )

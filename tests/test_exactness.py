@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from dvc.repo import Repo
 
 from flows import graph
-from tests.conftest import copy_project, edit_params, run, write_dag
+from tests.conftest import edit_params, run, write_dag
 
 EVERY_LAB = ("build", "train", "evaluate", "plot")
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
@@ -19,9 +20,10 @@ LABS = ("lenet_digits", "lenet_mnist", "tiny_digits")
 
 
 @pytest.fixture(scope="module")
-def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def committed(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project, with a lab of another model, every stage recorded as done; its outputs are stand-ins."""
-    folder = copy_project(tmp_path_factory.mktemp("committed") / "project")
+    folder = tmp_path_factory.mktemp("committed") / "project"
+    shutil.copytree(pristine, folder, symlinks=True)
     lenet = (folder / "stages/models/lenet.py").read_text()
     (folder / "stages/models/tiny.py").write_text(lenet.replace('Literal["lenet"]', 'Literal["tiny"]'))
     add_lab(folder, "tiny_digits", model="tiny")

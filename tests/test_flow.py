@@ -200,9 +200,12 @@ def test_what_depends_on_a_failure_is_skipped_however_far_away(toy: Callable[...
     assert server.tasks()["d"]["state"]["message"] == "c, which it depends on, was skipped"
 
 
-@pytest.mark.usefixtures("server")
-def test_many_stages_many_at_once(toy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_stages_many_at_once(
+    toy: Callable[..., Path], prefect_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The scheduler alone, with stages that end at once: 200 in chains of two, 16 at a time."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
     from flows import reproduce as flow
     from flows.execute import Ending, Executor, Outcome
 
@@ -211,7 +214,8 @@ def test_many_stages_many_at_once(toy: Callable[..., Path], monkeypatch: pytest.
     stages |= {f"t@{n}": Stage(f"t@{n}", (f"s@{n}",)) for n in range(100)}
     monkeypatch.setattr("flows.graph.stages_of", lambda _: stages)
     monkeypatch.setattr(Executor, "run", lambda _, stage, **__: Outcome(stage.name, Ending.COMPLETED, "it ran"))
-    done = flow.reproduce(jobs=16, root=str(folder))
+    with temporary_settings({PREFECT_API_URL: prefect_server}):  # in this process the environment was read long ago
+        done = flow.reproduce(jobs=16, root=str(folder))
     assert isinstance(done, flow.Reproduction)
     assert [outcome.ending for outcome in done.outcomes.values()] == [Ending.COMPLETED] * 200
 

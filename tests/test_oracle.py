@@ -205,16 +205,14 @@ def told_by_dvc(name: str, said: str) -> str:
 )
 @given(world=worlds(), rounds=st.lists(EDITS, min_size=1, max_size=3))
 def test_the_same_stages_run_and_leave_the_same(
-    world: World, rounds: list[list[tuple[str, Any, Any]]], tmp_path: Path, prefect_server: str
+    world: World, rounds: list[list[tuple[str, Any, Any]]], tmp_path: Path, empty_repository: Path, prefect_server: str
 ) -> None:
     folders = (tmp_path / "dvc", tmp_path / "labdag")
     by_dvc, by_labdag = folders
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
         ran(folder)
-        folder.mkdir()
-        run("git", "init", "--quiet", cwd=folder)
-        run("dvc", "init", "--quiet", cwd=folder)
+        shutil.copytree(empty_repository, folder, symlinks=True)
     for edits in [[], *rounds]:
         for how, what, value in edits:
             edit(world, folders, how, what, value)

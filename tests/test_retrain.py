@@ -412,8 +412,10 @@ def test_versions_are_numbered_and_can_be_taken_back(repository: Path) -> None:
 
     assert versions(repository, "sub:digits") == []
     commits = [commit(str(number)) for number in range(11)]
-    made = [register(repository, "sub:digits", each, "good") for each in commits]
-    assert made[-1].tag == "sub=digits@v0.0.11"
+    for number, each in enumerate(commits[:9], 1):  # as GTO does it, which takes a second each time
+        run("git", "tag", "--annotate", "--message", "good", f"sub=digits@v0.0.{number}", each, cwd=repository)
+    made = [register(repository, "sub:digits", each, "good") for each in commits[9:]]
+    assert [each.tag for each in made] == ["sub=digits@v0.0.10", "sub=digits@v0.0.11"]
     assert [each.name for each in versions(repository, "sub:digits")][:2] == ["v0.0.11", "v0.0.10"]
     with pytest.raises(GraphError, match="already registered"):
         register(repository, "sub:digits", commits[0], "again")

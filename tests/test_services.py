@@ -23,7 +23,7 @@ import pytest
 from flows import services
 from flows.deployments import read
 from flows.graph import GraphError
-from tests.conftest import STRESS, copy_project, free_port, is_gone, run, wait_for
+from tests.conftest import STRESS, free_port, is_gone, run, wait_for
 from tests.test_retrain import state_of
 
 TOY = """
@@ -129,12 +129,14 @@ class Up:
 
 
 @pytest.fixture
-def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
+def up(prefect_home: Path, tmp_path: Path) -> Iterator[Callable[..., Up]]:
     """Start the services of a folder; they are ended afterwards."""
     started: list[Path] = []
 
     def start(folder: Path, *options: str) -> Up:
         port = () if folder in started else ("--port", str(free_port()))
+        if not (home := services.place(folder) / "prefect").exists():
+            shutil.copytree(prefect_home, home)  # as if it had been up before, and nothing been run
         started.append(folder)
         run("labdag", "up", *port, *options, cwd=folder, PREFECT_HOME=str(tmp_path / "prefect"))
         return Up(folder)
@@ -147,9 +149,9 @@ def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
 @pytest.mark.timeout(600)
 @with_database("sqlite")
 def test_a_schedule_retrains_registers_and_leaves_alone_what_is_unchanged(
-    up: Callable[..., Up], database: list[str], tmp_path: Path
+    up: Callable[..., Up], database: list[str], project: Path
 ) -> None:
-    folder = copy_project(tmp_path / "my labs")
+    folder = project
     path = folder / "prefect.yaml"
     path.write_text(path.read_text().replace('"0 3 * * *"', '"* * * * *"'))
     run("git", "commit", "--quiet", "--all", "--message", "Retrain every minute", cwd=folder)

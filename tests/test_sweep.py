@@ -22,7 +22,7 @@ from flows.graph import GraphError
 from flows.points import Point, corners, grid, settings, write
 from flows.search import Study
 from flows.swept import Found, Result, Sweep
-from tests.conftest import STRESS, copy_project, is_gone, run, wait_for
+from tests.conftest import STRESS, is_gone, run, wait_for
 
 PIPELINE = """
 stages:
@@ -422,8 +422,7 @@ def test_mistakes_get_a_sentence(repository: Path) -> None:
     assert "has no commit" in refusal("train", "-S", "seed=1")
 
 
-def test_values_that_a_lab_does_not_have_are_told_before_any_point_is_begun(tmp_path: Path) -> None:
-    folder = copy_project(tmp_path / "labs")
-    done = run("labdag", "sweep", "lenet_digits", "-S", "train.epochs=2,none", cwd=folder, check=False)
+def test_values_that_a_lab_does_not_have_are_told_before_any_point_is_begun(project: Path) -> None:
+    done = run("labdag", "sweep", "lenet_digits", "-S", "train.epochs=2,none", cwd=project, check=False)
     assert done.returncode == 1
     assert "lenet_digits-epochsnone: params.yaml: labs.lenet_digits.train.epochs" in done.stderr

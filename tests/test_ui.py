@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from flows import services
 from tests.conftest import free_port, run, wait_for
 from tests.test_services import Up, need
 
@@ -20,13 +21,14 @@ LOADED = 60_000  # milliseconds that a page may take to show something
 
 
 @pytest.fixture(scope="module")
-def site(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+def site(finished: Path, prefect_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """The services of a project in which lenet_digits has been run, and whose last run was one of these."""
     need("chromium")
     folder = Path(shutil.copytree(finished, tmp_path_factory.mktemp("site") / "labs", symlinks=True))
     path = folder / "params.yaml"
     path.write_text(path.read_text().replace("epochs: 20", "epochs: 6", 1))
     home = str(tmp_path_factory.mktemp("prefect-of-site"))
+    shutil.copytree(prefect_home, services.place(folder) / "prefect")
     run("labdag", "up", "--port", str(free_port()), cwd=folder, PREFECT_HOME=home)
     try:
         run("labdag", "run", "lenet_digits", cwd=folder, PREFECT_HOME=home)
