@@ -37,6 +37,7 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 WARM_UP = 5  # steps
 PASSES = 3  # forward, and backward for inputs and weights
 GEMM = 2048
+ENOUGH = 0.2  # seconds of a product that tell how fast it is
 
 
 def main() -> None:
@@ -315,14 +316,17 @@ def _peak(device: Any, threads: int, precision: str) -> float:
     torch.set_num_threads(threads)
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    size = 4 * GEMM if device.type == "cuda" else GEMM
-    matrix = torch.randn(size, size, device=device).to(kind)
-    fastest = float("inf")
-    for _ in range(10):
-        clock = time.perf_counter()
-        matrix @ matrix
-        wait_for_gpu()
-        fastest = min(fastest, time.perf_counter() - clock)
+    largest = 4 * GEMM if device.type == "cuda" else GEMM
+    size, fastest = largest // 8, 0.0
+    while size < largest and fastest < ENOUGH:  # bf16 takes a processor without instructions for it forever
+        size *= 2
+        matrix = torch.randn(size, size, device=device).to(kind)
+        fastest = float("inf")
+        for _ in range(10):
+            clock = time.perf_counter()
+            matrix @ matrix
+            wait_for_gpu()
+            fastest = min(fastest, time.perf_counter() - clock)
     return float(2 * size**3 / fastest)
 
 

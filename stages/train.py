@@ -17,7 +17,7 @@ import torch
 from stages.datasets import arrays, statistics
 from stages.datasets.transforms import Pipeline, Transform
 from stages.learning import checkpoint, history, loop, weights
-from stages.learning.device import choose_device, memory_format
+from stages.learning.device import choose_device, emulates_bf16, memory_format
 from stages.learning.images import Images
 from stages.learning.recipe import Compute, Recipe
 from stages.models import build_model, model_options
@@ -43,6 +43,12 @@ def main(lab: str) -> None:
     options = model_options(section.model, f"{where}.model")
     with blame(where):
         device = choose_device(section.compute)
+    if emulates_bf16(section.compute, device):
+        print(
+            f"{PARAMS_FILE}: {where}.compute.precision is bf16, for which this processor has no instructions: "
+            "it takes several times as long as fp32",
+            flush=True,
+        )
 
     dataset = arrays.load(section.dataset)
     _check_fit(section, options, dataset, where)

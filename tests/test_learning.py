@@ -32,7 +32,7 @@ from stages.datasets.transforms import (
 )
 from stages.learning import history, loop, weights
 from stages.learning.classes import confusion_matrix, per_class
-from stages.learning.device import choose_device
+from stages.learning.device import choose_device, emulates_bf16
 from stages.learning.expectation import Expectation, Verdict, judge
 from stages.learning.history import Epoch
 from stages.learning.images import Images
@@ -532,6 +532,14 @@ def test_a_device_that_is_not_there_gets_a_sentence(monkeypatch: pytest.MonkeyPa
         choose_device(Compute(threads=1, precision="tf32"))
     assert choose_device(COMPUTE).type == "cpu"
     assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("knows", [False, True])
+def test_bf16_is_emulated_on_a_processor_that_does_not_know_it(knows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.learning.device._knows_bf16", lambda: knows)
+    asked = [Compute(threads=1, precision=precision) for precision in ("fp32", "bf16")]
+    assert [emulates_bf16(each, torch.device("cpu")) for each in asked] == [False, not knows]
+    assert not any(emulates_bf16(each, torch.device("cuda")) for each in asked)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
