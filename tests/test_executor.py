@@ -47,7 +47,8 @@ mood = params["mood"]
 if mood == "sleep":
     child = subprocess.Popen(["sleep", "1000"])
     daemon = subprocess.Popen(["sleep", "1001"], start_new_session=True)
-    open("../pids", "w").write(f"{os.getpid()} {child.pid} {daemon.pid}")
+    open("../pids.part", "w").write(f"{os.getpid()} {child.pid} {daemon.pid}")
+    os.replace("../pids.part", "../pids")
     time.sleep(1000)
 if mood == "wait":
     open("../begun", "w").close()
