@@ -7,8 +7,10 @@ ends.
 from __future__ import annotations
 
 import gc
+import os
 import socket
 import sys
+from types import FrameType
 
 from flows import supervisor
 
@@ -20,10 +22,16 @@ def main() -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            """End, without a word of what is cut off: whoever has started it is at the end, too."""
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+            super().handle_exit(sig, frame)
+
     app = create_app(ephemeral=True, final=True)
     gc.freeze()
     gc.enable()
-    uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on")).run([socket.socket(fileno=int(sys.argv[1]))])
+    Server(uvicorn.Config(app, log_level="error", lifespan="on")).run([socket.socket(fileno=int(sys.argv[1]))])
 
 
 if __name__ == "__main__":
