@@ -4,6 +4,6 @@ import gc
 import sys
 
 # While Python looks for the module named after -m. A stage that imports torch starts a tenth sooner without looking for
-# garbage meanwhile; it does so from `command` on.
+# garbage meanwhile; it does so from `command` on. The other programs in here end before they leave much.
 if sys.argv[0] == "-m":
     gc.disable()
