@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ from stages.learning.device import choose_device, emulates_bf16
 from stages.learning.expectation import Expectation, Verdict, judge
 from stages.learning.history import Epoch
 from stages.learning.images import Images
-from stages.learning.recipe import Compute, Recipe, make_optimizer, make_schedule
+from stages.learning.optimizers import make_optimizer, make_schedule
+from stages.learning.recipe import Compute, Recipe
 from stages.learning.scoring import predict, score
 from stages.learning.shortcuts import pool_before_relu
 from stages.models import build_model, model_options
@@ -334,6 +336,28 @@ def test_an_optimizer_steps_as_torchs_own(options: dict[str, Any], theirs: Any) 
             weights_.pow(3).sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     torch.testing.assert_close(ours, other)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_optimizer_has_torchs_bits_and_goes_on_from_its_state(fused: bool) -> None:
+    for options, theirs in (
+        ({"name": "adam", "lr": 0.1}, torch.optim.Adam),
+        ({"name": "adamw", "lr": 0.1}, torch.optim.AdamW),
+        ({"name": "sgd", "lr": 0.1, "momentum": 0.9}, partial(torch.optim.SGD, momentum=0.9)),
+    ):
+        ours, other = parameter(), parameter()
+        wanted = recipe(optimizer={**options, "fused": fused}).optimizer
+        optimizer, torchs = make_optimizer(wanted, [ours]), theirs([other], lr=0.1, fused=fused or None)
+        for step in range(4):
+            if step == 2:
+                state = optimizer.state_dict()
+                optimizer = make_optimizer(wanted, [ours])
+                optimizer.load_state_dict(state)
+            for weights_, each in ((ours, optimizer), (other, torchs)):
+                each.zero_grad()
+                weights_.pow(3).sum().backward()  # type: ignore[no-untyped-call]
+                each.step()
+        assert torch.equal(ours, other)
 
 
 @pytest.mark.parametrize(

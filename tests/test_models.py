@@ -18,7 +18,8 @@ from stages.datasets.transforms import Pipeline
 from stages.learning import loop
 from stages.learning.device import choose_device
 from stages.learning.images import Images
-from stages.learning.recipe import Compute, make_optimizer
+from stages.learning.optimizers import make_optimizer
+from stages.learning.recipe import Compute
 from stages.models import build_model, check_fit, families, model_options, output_shape
 from stages.program.options import OptionError, UserError
 from tests.conftest import ROOT

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from stages.learning import convolution, gpu_convolution
+from stages.learning import convolution, gpu_convolution, linear
 from stages.learning.checkpoint import Checkpoint
 from stages.learning.device import memory_format
 from stages.learning.graphs import GraphedStep, Step, are_wanted
 from stages.learning.history import Epoch, best
 from stages.learning.images import Images
-from stages.learning.recipe import Compute, Recipe, make_optimizer, make_schedule
+from stages.learning.optimizers import make_optimizer, make_schedule
+from stages.learning.recipe import Compute, Recipe
 from stages.learning.run import EpochSoFar, Run
 from stages.learning.scoring import Score, autocast, predict, score
 from stages.learning.shortcuts import pool_before_relu
@@ -133,6 +134,8 @@ def begin(model: nn.Module, recipe: Recipe, compute: Compute, seed: int) -> Run:
         gpu_convolution.lay_out(model, is_exact=compute.precision == "fp32")
     elif compute.channels_last:
         convolution.lay_out(model)
+        if compute.precision == "bf16":
+            linear.lay_out(model)
     optimizer = make_optimizer(recipe.optimizer, model.parameters())
     return Run(
         model,

@@ -51,7 +51,7 @@ def command(stage: Callable[..., None], argument: str, description: str | None, 
         sys.exit(INTERRUPTED)
     finally:
         # Python looks for garbage once more before it exits, in all that torch consists of: a fifth of a short stage.
-        # It has to in a training: triton, which torch's optimizers load, complains of all that is not freed then.
+        # It has to where a model is compiled: triton, which that takes, complains of all that is not freed then.
         if "triton" not in sys.modules:
             gc.freeze()
     sys.exit(0)
