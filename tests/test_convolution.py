@@ -57,10 +57,13 @@ def assert_near(found: list[Tensor], exact: list[Tensor], precision: torch.dtype
     [
         (6, 16, 5, 0, (14, 14)),  # few channels
         (1, 6, 3, (1, 2), (9, 7)),
-        (128, 32, 3, 1, (2, 2)),  # small and wide
-        (160, 48, 3, 1, (4, 3)),
-        (128, 16, 5, 2, (2, 1)),  # a kernel that reaches beyond the image on both sides
+        (160, 48, 3, 1, (4, 3)),  # small and wide
+        (128, 16, 5, 2, (4, 2)),  # a kernel that reaches beyond the image on both sides
+        (128, 32, 3, 1, (2, 2)),  # each output sees the whole image
+        (128, 16, 5, 2, (2, 1)),
         (128, 16, (3, 5), (1, 2), (1, 2)),
+        (128, 48, (5, 3), (2, 1), (3, 1)),
+        (144, 160, 3, 1, (1, 1)),
         (24, 40, 3, 1, (8, 8)),  # Conv2d's own way
         (128, 16, 1, 0, (2, 2)),
     ],
@@ -226,6 +229,10 @@ def test_the_way_is_chosen_by_shape_and_precision_alone() -> None:
     assert choose_way(small, kernel, (1, 1), torch.float32) is None
     assert choose_way(small, kernel, (1, 1), torch.bfloat16) is Way.SMALL_IMAGES
     assert choose_way(torch.Size([128, 256, 8, 8]), kernel, (1, 1), torch.bfloat16) is None
+    for precision in (torch.float32, torch.bfloat16):
+        assert choose_way(torch.Size([128, 256, 2, 2]), kernel, (1, 1), precision) is Way.SEES_ALL
+        assert choose_way(torch.Size([128, 64, 2, 2]), torch.Size([512, 64, 3, 3]), (1, 1), precision) is None
+    assert choose_way(torch.Size([128, 256, 2, 4]), kernel, (1, 1), torch.float32) is None
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
