@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from flows.git import GitError, git
@@ -19,6 +20,7 @@ from flows.git import top as git_top
 from flows.meta import Meta, MetaError, parse
 
 if TYPE_CHECKING:
+    from dvc.config import Config
     from dvc.repo import Repo
 
 NEVER_RUN = "never run"
@@ -645,13 +647,58 @@ def flat(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, list(values) if isinstance(values, tuple) else values
 
 
+def cache_of(root: Path) -> Path:
+    """The folder of DVC's cache of the repository at `root`.
+
+    Raises:
+        GraphError: DVC can't read the repository's settings.
+    """
+    return Path(_config(root)["cache"].get("dir") or root / ".dvc" / "cache").absolute()
+
+
+def has_remote(root: Path) -> bool:
+    """Whether DVC has a default remote, to push to.
+
+    Raises:
+        GraphError: DVC can't read the repository's settings.
+    """
+    return bool(_config(root)["core"].get("remote"))
+
+
 def near_remotes(root: Path) -> dict[str, Path]:
-    """DVC's remotes that are declared by a path relative to the repository at `root`: where each is, by its name."""
-    from dvc.config import Config
+    """DVC's remotes that are declared by a path relative to the repository at `root`: where each is, by its name.
+
+    Raises:
+        GraphError: DVC can't read the repository's settings.
+    """
     from dvc.config_schema import RelPath
 
-    remotes = Config(str(root / ".dvc"))["remote"]
+    remotes = _config(root)["remote"]
     return {name: Path(each["url"]) for name, each in remotes.items() if isinstance(each.get("url"), RelPath)}
+
+
+def share(copy: Path, cache: Path, remotes: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Have a copy of a repository use a cache, and find remotes elsewhere; only this copy of it.
+
+    Args:
+        copy: its root.
+        cache: the folder.
+        remotes: the URL of each, by its name.
+
+    Raises:
+        GraphError: DVC can't read the copy's settings.
+    """
+    with told_by_dvc(), _config(copy).edit("local") as options:
+        options["cache"]["dir"] = str(cache.absolute())
+        for name, url in remotes.items():
+            options["remote"].setdefault(name, {})["url"] = url
+
+
+def _config(root: Path) -> Config:
+    from dvc.config import Config
+
+    with told_by_dvc():
+        return Config(str(root / ".dvc"))
 
 
 def _is_run(node: Any) -> bool:

@@ -31,7 +31,7 @@ from flows.files import remove, replace
 from flows.gate import Check, Gate, judge
 from flows.gate import read as read_gate
 from flows.git import GitError, git, top
-from flows.graph import GraphError, Pipeline, Stage, find_root
+from flows.graph import GraphError, Pipeline, Stage, find_root, has_remote
 from flows.points import Point, Setting, Span, read, require_read, settings, write
 from flows.registry import Version, check_name, register, versions, was_registered
 from flows.reproduce import RunCancelledError, StageFailedError, reproduce
@@ -39,7 +39,7 @@ from flows.retrained import THEIRS, Past, free_name, known
 from flows.revisions import EXPERIMENTS, WORKSPACE, History, Revision
 from flows.targets import results, select
 from flows.upstream import DIGITS, made, outdated, signs
-from flows.workspace import TAGS, at_commit, dvc, has_remote, refresh, require_commit, save
+from flows.workspace import TAGS, at_commit, dvc, refresh, require_commit, save
 
 FRESH = "fresh"  # the value of a param that is to have one that it never had
 MODELS = (".safetensors", ".pt", ".pth", ".onnx", ".pkl", ".joblib", ".bin")  # how their names end

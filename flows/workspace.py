@@ -14,7 +14,7 @@ from pathlib import Path
 from flows.files import remove
 from flows.git import GitError, git
 from flows.git import top as git_top
-from flows.graph import GraphError, Pipeline, near_remotes
+from flows.graph import GraphError, Pipeline, cache_of, near_remotes, share
 from flows.revisions import EXPERIMENT, EXPERIMENTS
 
 CACHE = ".dvc/cache"  # of the copy
@@ -70,7 +70,7 @@ def _copied(pipeline: Pipeline, names: list[str], place: Path) -> Path:
         except OSError:
             shutil.copy2(path, target)
     _copy(root / ".dvc" / "config.local", copy / ".dvc" / "config.local")
-    configure(copy, "cache.dir", CACHE)
+    share(copy, copy / CACHE)
     return copy
 
 
@@ -105,7 +105,7 @@ def twin(pipeline: Pipeline, names: Iterable[str], place: Path, *, is_configured
     except (OSError, GitError) as error:
         raise GraphError(f"The repository can't be copied: {error}") from None
     if not is_configured:
-        configure(copy, "cache.dir", str(pipeline.cache))
+        share(copy, pipeline.cache)
     if in_cache:
         dvc(copy, "checkout", *in_cache)
     return copy
@@ -127,7 +127,7 @@ def at_commit(root: Path, commit: str, place: Path) -> Path:
     """
     top = git_top(root)
     copy = place / root.relative_to(top)
-    cache = dvc(root, "cache", "dir").strip()
+    cache = cache_of(root)
     try:
         _clone_git(top, place)
         git(place, "checkout", "--quiet", "--detach", commit)
@@ -138,9 +138,8 @@ def at_commit(root: Path, commit: str, place: Path) -> Path:
     if not (copy / ".dvc").is_dir():
         raise GraphError(f"The commit {commit[:7]} has no DVC repository; commit what `dvc init` has made.")
     _copy(root / ".dvc" / "config.local", copy / ".dvc" / "config.local")
-    configure(copy, "cache.dir", str((root / cache).absolute()))
-    for name, path in near_remotes(copy).items():
-        configure(copy, f"remote.{name}.url", os.path.normpath(root / os.path.relpath(path, copy)))
+    remotes = near_remotes(copy)
+    share(copy, cache, {name: os.path.normpath(root / os.path.relpath(path, copy)) for name, path in remotes.items()})
     return copy
 
 
@@ -291,23 +290,6 @@ def require_commit(root: Path) -> None:
         raise GraphError(
             f"{root} has no commit, and experiments belong to one: `git add . && git commit` first."
         ) from None
-
-
-def configure(root: Path, name: str, value: str) -> None:
-    """Set an option of DVC in a repository, for this copy of it alone.
-
-    Raises:
-        GraphError: DVC refuses it.
-    """
-    dvc(root, "config", "--local", name, value)
-
-
-def has_remote(root: Path) -> bool:
-    """Whether DVC has a default remote, to push to."""
-    try:
-        return bool(dvc(root, "config", "core.remote").strip())
-    except GraphError:  # it has no such setting
-        return False
 
 
 def dvc(root: Path, *arguments: str) -> str:
