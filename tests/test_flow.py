@@ -18,7 +18,7 @@ import httpx
 import psutil
 import pytest
 
-from flows.graph import GraphError, Stage
+from flows.graph import GraphError, Pipeline, Stage
 from flows.meta import Meta
 from flows.summary import figures
 from flows.targets import results, select
@@ -549,9 +549,17 @@ FIGURES = """, but should be figures with the format of each, such as `meta.summ
 )
 def test_meta_of_another_shape_is_told(meta: str, sentence: str, toy: Callable[..., Path]) -> None:
     folder = toy(f"stages:\n  a:\n    foreach: [x]\n    do: {{cmd: touch x, outs: [x], meta: {meta}}}\n")
-    for command in ("list", "run"):
+    with pytest.raises(GraphError) as told, Pipeline(folder):
+        pass
+    assert str(told.value) == f"dvc.yaml: {sentence}"
+
+
+def test_a_mistake_in_meta_is_one_sentence_of_each_command(toy: Callable[..., Path]) -> None:
+    folder = toy("stages:\n  a: {cmd: touch x, outs: [x], meta: {timeot: 60}}\n")
+    sentence = "dvc.yaml: stage a: meta.timeot is no key that labdag reads; did you mean meta.timeout?"
+    for command in ("list", "run", "plan"):
         done = run("labdag", command, cwd=folder, check=False)
-        assert (done.returncode, done.stdout, done.stderr) == (1, "", f"Error: dvc.yaml: {sentence}\n")
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", f"Error: {sentence}\n")
 
 
 def test_meta_that_labdag_does_not_know_may_hold_anything(toy: Callable[..., Path]) -> None:
