@@ -688,7 +688,7 @@ def share(copy: Path, cache: Path, remotes: Mapping[str, str] = MappingProxyType
     Raises:
         GraphError: DVC can't read the copy's settings.
     """
-    with told_by_dvc(), _config(copy).edit("local") as options:
+    with _told_of_settings(copy), _config(copy).edit("local") as options:
         options["cache"]["dir"] = str(cache.absolute())
         for name, url in remotes.items():
             options["remote"].setdefault(name, {})["url"] = url
@@ -697,8 +697,21 @@ def share(copy: Path, cache: Path, remotes: Mapping[str, str] = MappingProxyType
 def _config(root: Path) -> Config:
     from dvc.config import Config
 
-    with told_by_dvc():
+    with _told_of_settings(root):
         return Config(str(root / ".dvc"))
+
+
+@contextmanager
+def _told_of_settings(root: Path) -> Iterator[None]:
+    """Turn what DVC and its parsers say of its settings into ours."""
+    from dvc.exceptions import DvcException
+    from voluptuous import Invalid
+
+    try:
+        yield
+    except (DvcException, Invalid, OSError, SyntaxError, TypeError) as error:  # configobj's are SyntaxErrors
+        said = str(error).removeprefix("config file error: ")
+        raise GraphError(f"DVC can't read its settings in {root / '.dvc' / 'config'}: {said}") from None
 
 
 def _is_run(node: Any) -> bool:
@@ -854,6 +867,7 @@ def opened(root: Path) -> Repo:
     from flows.texts import quicken
 
     quicken()
+    _config(root)
     try:
         with told_by_dvc():
             repo = Repo(str(root))

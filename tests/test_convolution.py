@@ -62,7 +62,8 @@ def assert_near(found: list[Tensor], exact: list[Tensor], precision: torch.dtype
         (128, 32, 3, 1, (2, 2)),  # each output sees the whole image
         (128, 16, 5, 2, (2, 1)),
         (128, 16, (3, 5), (1, 2), (1, 2)),
-        (128, 48, (5, 3), (2, 1), (3, 1)),
+        (128, 48, (5, 3), (2, 1), (2, 1)),
+        (128, 16, 7, 3, (4, 4)),  # so does this one, but of so large a kernel it is no gain
         (144, 160, 3, 1, (1, 1)),
         (24, 40, 3, 1, (8, 8)),  # Conv2d's own way
         (128, 16, 1, 0, (2, 2)),
@@ -128,6 +129,37 @@ def test_a_layer_laid_out_for_a_gpu_takes_and_gives_what_conv2d_does() -> None:
         with pytest.raises(RuntimeError) as ours:
             twin(wrong)
         assert str(ours.value) == str(theirs.value)
+
+
+@pytest.mark.parametrize("size", [(9, 9), (4, 4), (2, 2)])
+@pytest.mark.parametrize("is_bf16", [True, False])
+@pytest.mark.parametrize("channels", [4, 128])
+def test_a_layer_laid_out_takes_and_gives_what_conv2d_does(channels: int, is_bf16: bool, size: tuple[int, int]) -> None:
+    layer = nn.Conv2d(channels, 8, 3, padding=1)
+    twin = Convolution.of(layer)
+    inputs = torch.randn(3, channels, *size, requires_grad=True)
+    close = partial(torch.testing.assert_close, rtol=0.02 if is_bf16 else 1e-4, atol=0.02 if is_bf16 else 1e-5)
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
+        close(F.relu(twin(inputs), inplace=True), F.relu(layer(inputs)))
+        made = twin(inputs)
+        made += 1
+        close(made, layer(inputs) + 1)
+        assert twin(inputs[:0]).shape == (0, 8, *size)
+        assert torch.equal(twin(inputs[0]), layer(inputs[0]))
+        for wrong in (torch.randn(2, 3, *size), torch.randn(2, channels, size[0])):
+            with pytest.raises(RuntimeError, match="expected input") as theirs:
+                layer(wrong)
+            with pytest.raises(RuntimeError) as ours:
+                twin(wrong)
+            assert str(ours.value) == str(theirs.value)
+
+
+def test_a_layer_with_something_attached_is_left_alone() -> None:
+    heard, masked = nn.Conv2d(4, 6, 3), nn.Conv2d(4, 6, 3)
+    heard.register_full_backward_hook(lambda *_: None)
+    masked.register_buffer("mask", torch.ones(3))
+    lay_out(model := nn.Sequential(heard, masked))
+    assert list(model) == [heard, masked]
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

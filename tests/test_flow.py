@@ -18,7 +18,7 @@ import httpx
 import psutil
 import pytest
 
-from flows.graph import GraphError, Pipeline, Stage
+from flows.graph import GraphError, Pipeline, Stage, cache_of, has_remote, near_remotes, share
 from flows.meta import Meta
 from flows.summary import figures
 from flows.targets import results, select
@@ -560,6 +560,37 @@ def test_a_mistake_in_meta_is_one_sentence_of_each_command(toy: Callable[..., Pa
     for command in ("list", "run", "plan"):
         done = run("labdag", command, cwd=folder, check=False)
         assert (done.returncode, done.stdout, done.stderr) == (1, "", f"Error: {sentence}\n")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("cache = x", "expected a dictionary"),
+        ("[cache]\ndir = a, b", "expected string"),
+        ("[cache]\ndir = /tmp/%(x)s", 'missing option "x"'),
+        ("[core]\nblah = 1", "extra keys not allowed"),
+        ("[core", "Invalid line"),
+    ],
+)
+def test_settings_that_dvc_cannot_read_are_told(settings: str, said: str, toy: Callable[..., Path]) -> None:
+    folder = toy("stages:\n  a: {cmd: touch x, outs: [x]}\n")
+    (folder / ".dvc/config").write_text(settings)
+    with pytest.raises(GraphError, match=rf"^DVC can't read its settings in .*/\.dvc/config: {said}"), Pipeline(folder):
+        pass
+
+
+def test_a_copy_gets_the_cache_and_the_remotes_for_itself_alone(toy: Callable[..., Path]) -> None:
+    folder = toy("stages:\n  a: {cmd: touch x, outs: [x]}\n")
+    run("dvc", "cache", "dir", "--local", "../kept", cwd=folder)
+    run("dvc", "remote", "add", "--local", "--default", "store", "../store", cwd=folder)
+    assert cache_of(folder) == folder.parent / "kept"
+    assert has_remote(folder)
+    assert near_remotes(folder) == {"store": folder.parent / "store"}
+    before = (folder / ".dvc/config").read_text()
+    share(folder, folder / "other", {"store": "/elsewhere"})
+    assert run("dvc", "cache", "dir", cwd=folder).stdout.strip() == str(folder / "other")
+    assert run("dvc", "remote", "list", cwd=folder).stdout.split() == ["store", "/elsewhere", "(default)"]
+    assert (folder / ".dvc/config").read_text() == before
 
 
 def test_meta_that_labdag_does_not_know_may_hold_anything(toy: Callable[..., Path]) -> None:

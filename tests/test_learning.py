@@ -43,6 +43,7 @@ from stages.learning.scoring import predict, score
 from stages.learning.shortcuts import pool_before_relu
 from stages.models import build_model, model_options
 from stages.program.options import OptionError, UserError
+from tests.conftest import ROOT, run
 
 LENET = {
     "name": "lenet", "input_shape": [1, 28, 28], "classes": 10, "padding": 2, "activation": "relu", "pool": "max",
@@ -358,6 +359,24 @@ def test_an_optimizer_has_torchs_bits_and_goes_on_from_its_state(fused: bool) ->
                 weights_.pow(3).sum().backward()  # type: ignore[no-untyped-call]
                 each.step()
         assert torch.equal(ours, other)
+
+
+COMPILER = """
+import sys, torch
+from stages.learning import optimizers, recipe
+for kind in (recipe.Adam, recipe.AdamW, recipe.SGD):
+    parameter = torch.nn.Parameter(torch.ones(3))
+    parameter.grad = torch.ones(3)
+    optimizer = optimizers.make_optimizer(kind(name=kind.__name__.lower(), lr=0.1), [parameter])
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.zero_grad()
+assert "torch" in sys.modules and not {"torch._dynamo", "triton", "sympy"} & set(sys.modules)
+"""
+
+
+def test_no_optimizer_loads_torchs_compiler() -> None:
+    run("python", "-c", COMPILER, cwd=ROOT)
 
 
 @pytest.mark.parametrize(

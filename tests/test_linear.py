@@ -50,11 +50,35 @@ def test_tests_are_in_bf16() -> None:
 def test_inputs_may_be_bf16_and_of_any_shape() -> None:
     layer = Linear.of(nn.Linear(8, 4))
     inputs = torch.randn(2, 3, 8).bfloat16().requires_grad_()
-    outputs = layer(inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = layer(inputs)
     assert outputs.shape == (2, 3, 4)
     outputs.sum().backward()
     assert inputs.grad is not None
     assert inputs.grad.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("is_bf16", [True, False])
+@pytest.mark.parametrize("kind", [torch.int64, torch.float64, torch.bool])
+def test_what_a_linear_refuses_is_refused(kind: torch.dtype, is_bf16: bool) -> None:
+    theirs, inputs = nn.Linear(3, 3), torch.ones(2, 3, dtype=kind)
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
+        with pytest.raises(RuntimeError) as expected:
+            theirs(inputs)
+        with pytest.raises(RuntimeError) as told:
+            Linear.of(theirs)(inputs)
+    assert str(told.value) == str(expected.value)
+
+
+def test_layers_of_a_model_that_is_no_sequence_are_left_alone() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.small = nn.Sequential(nn.Linear(8, 4))
+
+    model = Sum()
+    linear.lay_out(model)
+    assert type(model.small[0]) is nn.Linear
 
 
 def test_layers_that_differ_from_torchs_are_left_alone() -> None:
@@ -63,11 +87,16 @@ def test_layers_that_differ_from_torchs_are_left_alone() -> None:
 
     hooked = nn.Linear(3, 3)
     hooked.register_forward_hook(lambda *_: None)
+    heard = nn.Linear(3, 3)
+    heard.register_full_backward_hook(lambda *_: None)
+    masked = nn.Linear(3, 3)
+    masked.register_buffer("mask", torch.ones(3))
     parametrized = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
-    model = nn.Sequential(nn.Linear(3, 3), Other(3, 3), hooked, parametrized, nn.Linear(3, 3).double(), nn.ReLU())
-    before = list(model)
+    others = [Other(3, 3), hooked, heard, masked, parametrized, nn.Linear(3, 3).double(), nn.ReLU()]
+    model = nn.Sequential(nn.Linear(3, 3), *others)
     linear.lay_out(model)
-    assert [layer is was for layer, was in zip(model, before, strict=True)] == [False, True, True, True, True, True]
+    assert isinstance(model[0], Linear)
+    assert all(layer is other for layer, other in zip(model[1:], others, strict=True))
 
 
 @pytest.mark.parametrize(

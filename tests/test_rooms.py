@@ -98,7 +98,7 @@ try:
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 except SystemExit as exit_:
     assert not exit_.code, exit_.code
-# No stage compiles, and to import the compiler takes as long as torch itself.
+# No stage compiles, and to import the compiler takes nearly as long as torch itself.
 assert not {"torch._dynamo", "triton"} & set(sys.modules)
 files = [getattr(module, "__file__", None) for name, module in sys.modules.items() if name.startswith("stages")]
 print("\\n" + json.dumps([file for file in files if file]))

@@ -8,14 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Multiply-adds of a product up to which bf16 takes as long or longer than float32: to turn its factors, their gradients
-# and the result into another format costs more than the product gains. LeNet's three layers take 1.4 times as long in
-# bf16 (64 images, forward and backward; AMD EPYC with AVX-512 and bf16, 1 and 2 threads).
+from stages.learning.convolution import is_bare
+
+# Multiply-adds of a product up to which bf16 mostly takes as long as float32 or longer: to turn its factors and their
+# gradients into another format costs more than the product gains.
 SMALL = 2**22
+TAKEN = (torch.float32, torch.bfloat16)
 
 
 class Linear(nn.Linear):
-    """A Linear whose products, where they are small, are in float32 under autocast, too."""
+    """A Linear whose products, where they are small, are in float32 under autocast, and so is what it returns.
+
+    To turn that into autocast's format, and back for the next layer, would cost what is gained.
+    """
 
     @classmethod
     def of(cls, layer: nn.Linear) -> Self:
@@ -26,29 +31,25 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """From …×in_features to …×out_features."""
-        if not self.training or input.numel() * self.out_features > SMALL:
+        is_small = input.numel() * self.out_features <= SMALL
+        if not (self.training and is_small and torch.is_autocast_enabled("cpu")) or input.dtype not in TAKEN:
             return super().forward(input)
         with torch.autocast("cpu", enabled=False):
             return F.linear(input.float(), self.weight, self.bias)
 
 
 def lay_out(model: nn.Module) -> None:
-    """Have `Linear` stand for the layers of a model that it can stand for, in place.
+    """Have `Linear` stand for the layers of a model that is a sequence of layers, in place.
 
-    Parameters stay the same objects and keep their names.
+    There what a layer returns goes into the next one, and nowhere else; in another model it may meet a tensor whose
+    format has to be the same. Parameters stay the same objects and keep their names.
     """
-    for parent in model.modules():
-        for name, layer in list(parent._modules.items()):
+    if isinstance(model, nn.Sequential):
+        for place, layer in enumerate(model):
             if fits(layer):
-                setattr(parent, name, Linear.of(layer))
+                model[place] = Linear.of(layer)
 
 
-def fits(layer: nn.Module | None) -> TypeGuard[nn.Linear]:
+def fits(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether `Linear` can stand for `layer`."""
-    return (
-        type(layer) is nn.Linear
-        and type(layer.weight) is nn.Parameter
-        and layer.weight.dtype is torch.float32
-        and not layer._forward_hooks
-        and not layer._forward_pre_hooks
-    )
+    return type(layer) is nn.Linear and is_bare(layer)

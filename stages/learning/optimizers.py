@@ -1,8 +1,8 @@
 """Torch's optimizers and schedules as a recipe names them, without torch.compile, which nothing here uses.
 
 Torch decorates some methods of its optimizers for torch.compile, and at their first call the decorators import the
-compiler, with Triton and SymPy: 1.9 times the seconds of `import torch` alone. Here the methods are the decorated ones
-themselves.
+compiler, with Triton and SymPy, which takes nearly as long again as `import torch`. Here the methods are those beneath
+the decorators.
 """
 
 from __future__ import annotations

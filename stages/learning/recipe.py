@@ -21,8 +21,8 @@ class Compute(Options):
     )
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         description="fp32; tf32, for GPUs only (products of numbers rounded to 10 bits, as is torch's default for "
-        "convolutions there); or bf16 autocast (matrix products in bfloat16, weights and sums in float32, and where "
-        "channels_last is true a CPU's small products, too)."
+        "convolutions there); or bf16 autocast (matrix products in bfloat16, weights and sums in float32; where "
+        "channels_last is true small products of a training on a CPU in float32, too)."
     )
     channels_last: bool = Field(
         default=True,
