@@ -13,7 +13,7 @@ from stages.learning.convolution import is_bare
 # Multiply-adds of a product up to which bf16 mostly takes as long as float32 or longer: to turn its factors and their
 # gradients into another format costs more than the product gains.
 SMALL = 2**22
-TAKEN = (torch.float32, torch.bfloat16)
+TAKEN = (torch.float32, torch.bfloat16)  # formats of inputs that a Linear takes under autocast in bf16
 
 
 class Linear(nn.Linear):
