@@ -210,7 +210,7 @@ class Pipeline:
         from dvc.exceptions import DvcException
 
         with self._mutex, told_by_dvc():
-            node = self._node(name)
+            node = self._node(name, is_read_only=True)
             entries = [*node.deps, *node.outs]
             if entries and not any(entry.hash_info for entry in entries):
                 return [Change(NEVER_RUN), *(change for dep in node.deps for change in self._missing(dep))]
@@ -531,6 +531,7 @@ class Pipeline:
         self._makers = {out.fs_path: address(node) for node in nodes for out in node.outs}
         self._seen = self._definitions()
         self._locks: dict[str, tuple[int, ...]] = {path: _signature(_lock_of(path)) for path in self._files}
+        self._locks_read = dict(self._locks)  # with which `_nodes` were read
 
     def _definitions(self) -> dict[str, tuple[int, ...]]:
         """The files that define the stages, and a sign of each one's contents."""
@@ -545,8 +546,8 @@ class Pipeline:
                 paths |= {str(Path(path).parent / entry.partition(":")[0]) for entry in ("params.yaml", *named)}
         return {path: _signature(path) for path in paths}
 
-    def _node(self, name: str) -> Any:
-        """The stage as it is defined and recorded now."""
+    def _node(self, name: str, *, is_read_only: bool = False) -> Any:
+        """The stage as it is defined and recorded now; a new object, unless nothing in it will be changed."""
         if any(_signature(path) != seen for path, seen in self._seen.items()):
             self._repo._reset()
             self._read()
@@ -554,6 +555,8 @@ class Pipeline:
             raise GraphError(f"There is no stage '{name}' in the pipeline any more; it was edited during the run.")
         node = self._nodes[name]
         lock = _signature(_lock_of(node.path))
+        if is_read_only and lock == self._locks_read[node.path]:
+            return node
         if lock != self._locks[node.path]:
             self._locks[node.path] = lock
             for cached in ("lockfile_contents", "stages"):
