@@ -714,7 +714,7 @@ def _told_of_settings(root: Path) -> Iterator[None]:
         yield
     except (DvcException, Invalid, OSError, SyntaxError, TypeError) as error:  # configobj's are SyntaxErrors
         said = str(error).removeprefix("config file error: ")
-        raise GraphError(f"DVC can't read its settings in {root / '.dvc' / 'config'}: {said}") from None
+        raise GraphError(f"DVC can't read its settings, in {root / '.dvc'}/config or config.local: {said}") from None
 
 
 def _is_run(node: Any) -> bool:
