@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks import results_page, side_by_side
+import pytest
+
+from benchmarks import convolutions, results_page, side_by_side
 from stages import params
 from tests.conftest import ROOT, edit_params, run
 
@@ -65,3 +67,16 @@ def test_mistakes_get_a_sentence(project: Path) -> None:
     assert done.stderr == (
         "Error: there is no lab lenet_cifar10jpeg in params.yaml (labs *_cifar10jpeg need --jpeg).\n"
     )
+
+
+def test_convolutions_are_held_against_torchs_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["convolutions", "lenet_digits", "--rounds", "1", "--threads", "1"])
+    convolutions.main()
+    *_, row = capsys.readouterr().out.splitlines()
+    image, way, *times, theirs, ours = (cell.strip() for cell in row.strip("|").split("|"))
+    assert (image, way) == ("14×14, 6, 16, 5×5", "few_channels")
+    assert all(float(time) > 0 for time in times)
+    assert 0 < float(theirs) < 2e-6
+    assert 0 < float(ours) < 2e-6

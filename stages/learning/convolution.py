@@ -1,8 +1,9 @@
 """Convolutions of a training on a CPU, computed in the way that is fastest for their shape.
 
 On batches of finite numbers the functions are those of torch.nn.Conv2d and MaxPool2d, and so are their gradients; sums
-are taken in another order, so the last bits differ. In evaluation mode a layer does what Conv2d does, to the bit. Which
-layers can be computed another way is the same on a GPU (`gpu_convolution`).
+are taken in another order, so the last bits differ, and with Winograd's algorithm some before them (`winograd` says how
+much). In evaluation mode a layer does what Conv2d does, to the bit. Which layers can be computed another way is the
+same on a GPU (`gpu_convolution`).
 
 Ratios are of a convolution's own time, forward and backward, with 2 CPU threads if not said otherwise (AMD EPYC with
 AVX-512).
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from stages.learning import winograd
+
 # Numbers that a vector register of AVX-512 holds: layers with fewer channels leave parts of it empty.
 VECTOR = 16
 # Up to this height and width a third or more of a 3×3 convolution's products are with the zeros around the image.
@@ -34,10 +37,7 @@ class Way(Enum):
         "forward and the gradient of the inputs in the plain layout, and that of the weights as one matrix product for "
         "each place of the kernel, of nothing but pixels inside the image"
     )
-    SEES_ALL = (
-        "where each output sees the whole image: forward and the gradient of the inputs as one matrix product of whole "
-        "images, and that of the weights as with small images"
-    )
+    WINOGRAD = "by Winograd's algorithm, with fewer products"
 
 
 @lru_cache(maxsize=256)
@@ -52,22 +52,18 @@ def choose_way(inputs: torch.Size, weight: torch.Size, padding: tuple[int, int],
         # LeNet's second: the gradient of the inputs 1.8 times as fast in the plain layout, that of the weights 2.4
         # times in channels_last (1 thread; in bf16 2.1 and 1.2). So each in its own.
         return Way.FEW_CHANNELS
-    side = max(inputs[2:])
+    if padding == (1, 1) and winograd.is_faster(inputs, weight, precision):
+        # The VGG's 1.6 to 1.9 times as fast, of 2×2 2.4 times; in bf16 1.2 to 1.4, and 2.6.
+        return Way.WINOGRAD
     same = all(2 * pad + 1 == size > 1 for pad, size in zip(padding, kernel, strict=True))
-    if channels >= 8 * VECTOR and same and side <= SMALL:
-        pixels = inputs[2] * inputs[3]
-        sees_all = all(size <= pad + 1 for size, pad in zip(inputs[2:], padding, strict=True))
-        if sees_all and pixels**2 <= 2 * kernel[0] * kernel[1]:  # of a larger kernel the matrix takes longer to make
-            # The VGG's at 2×2, all three parts together: 1.8 times as fast, in bf16 2.7 times.
-            return Way.SEES_ALL
-        if precision == torch.bfloat16:
-            # The VGG's, all three parts together: 1.8 times as fast at 4×4.
-            return Way.SMALL_IMAGES
+    if channels >= 8 * VECTOR and same and max(inputs[2:]) <= SMALL and precision == torch.bfloat16:
+        # The VGG's of 4×4 in batches of 16: 1.5 times as fast.
+        return Way.SMALL_IMAGES
     return None
 
 
 class Convolution(nn.Conv2d):
-    """A Conv2d of stride 1, whose forward and backward passes each have the layout that is fastest for them."""
+    """A Conv2d of stride 1, computed in the way that is fastest for its shape."""
 
     @classmethod
     def of(cls, layer: nn.Conv2d) -> Self:
@@ -89,8 +85,11 @@ class Convolution(nn.Conv2d):
             return super().forward(input)
         kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
         way = choose_way(input.shape, self.weight.shape, self.padding, kind)
-        if way is None or not input.requires_grad:  # of a first layer little is left to gain
+        # Of a first layer little is left to gain; and what torch refuses it is to refuse in its own words.
+        if way is None or not input.requires_grad or input.dtype not in (kind, self.weight.dtype):
             return super().forward(input)
+        if way is Way.WINOGRAD:
+            return winograd.convolve(input.to(kind), self.weight, self.bias)
         tensors = (tensor if tensor is None else tensor.to(kind) for tensor in (input, self.weight, self.bias))
         outputs: Tensor = _Convolution.apply(*tensors, self.padding, way)
         return outputs
@@ -199,11 +198,7 @@ class _Convolution(torch.autograd.Function):
     def forward(
         ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int], way: Way
     ) -> Tensor:
-        ctx.way, ctx.padding, ctx.shape = way, padding, weight.shape
-        if way is Way.SEES_ALL:
-            joined = _joined(weight, inputs.shape[2:], padding)
-            ctx.save_for_backward(inputs, joined)
-            return _whole(inputs, joined, bias)
+        ctx.way, ctx.padding = way, padding
         layout = torch.contiguous_format if way is Way.SMALL_IMAGES else torch.channels_last
         laid_inputs, laid_weight = (tensor.contiguous(memory_format=layout) for tensor in (inputs, weight))
         outputs = F.conv2d(laid_inputs, laid_weight, bias, padding=padding)
@@ -214,20 +209,18 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, weight = ctx.saved_tensors  # where each output sees the whole image, the joined weight
+        inputs, weight = ctx.saved_tensors
         way, padding, (outputs,) = ctx.way, ctx.padding, gradients
         of_inputs, of_weight, of_bias, *_ = ctx.needs_input_grad
         for_inputs = for_weight = for_bias = None
-        if of_inputs and way is Way.SEES_ALL:
-            for_inputs = _whole(outputs, weight.t(), None)
-        elif of_inputs:
+        if of_inputs:
             # What the inputs are does not matter, only their shape and layout do.
             shaped = torch.empty_like(inputs, memory_format=torch.contiguous_format)
             for_inputs, _, _ = torchs_backward(
                 outputs.contiguous(), shaped, weight.contiguous(), 1, padding, (True, False, False)
             )
-        if way is not Way.FEW_CHANNELS:
-            for_weight = _weight_by_taps(inputs, outputs, ctx.shape, padding) if of_weight else None
+        if way is Way.SMALL_IMAGES:
+            for_weight = _weight_by_taps(inputs, outputs, weight.shape, padding) if of_weight else None
             for_bias = outputs.sum((0, 2, 3)) if of_bias else None
         elif of_weight or of_bias:
             laid = [tensor.contiguous(memory_format=torch.channels_last) for tensor in (outputs, inputs, weight)]
@@ -235,39 +228,6 @@ class _Convolution(torch.autograd.Function):
                 laid[0], laid[1], laid[2], 1, padding, (False, of_weight, of_bias)
             )
         return for_inputs, for_weight, for_bias, None, None
-
-
-def _joined(weight: Tensor, size: torch.Size, padding: tuple[int, int]) -> Tensor:
-    """What each output of a whole image takes of each of its numbers, from a weight filters×channels×kernel.
-
-    Returns:
-        A matrix (height×width×filters)×(height×width×channels), for images of `size` of which each output sees all.
-    """
-    filters, channels = weight.shape[:2]
-    height, width = size
-    kernel = weight.permute(0, 2, 3, 1)
-    joined = weight.new_empty(height, width, filters, height, width, channels)
-    for row in range(height):
-        for column in range(width):
-            above, left = padding[0] - row, padding[1] - column
-            joined[row, column] = kernel[:, above : above + height, left : left + width]
-    return joined.view(height * width * filters, height * width * channels)
-
-
-def _whole(images: Tensor, joined: Tensor, bias: Tensor | None) -> Tensor:
-    """Images N×C×H×W, each times a matrix (H×W×filters)×(H×W×C), with a bias for each filter: N×filters×H×W."""
-    count, channels, height, width = images.shape
-    pixels = height * width
-    flat = images.permute(0, 2, 3, 1).reshape(count, pixels * channels)
-    # No view of what is computed, for a view that a Function returns can't be changed in place.
-    shape = (count, len(joined) // pixels, height, width)
-    made = torch.empty(shape, dtype=images.dtype, memory_format=torch.channels_last)
-    lines = made.permute(0, 2, 3, 1).view(count, len(joined))
-    if bias is None:
-        torch.mm(flat, joined.t(), out=lines)
-    else:
-        torch.addmm(bias.repeat(pixels), flat, joined.t(), out=lines)
-    return made
 
 
 def _weight_by_taps(inputs: Tensor, outputs: Tensor, weight: torch.Size, padding: tuple[int, int]) -> Tensor:
