@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 import statistics as numbers
 import time
 from pathlib import Path
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive, default=9, help="turns that count (default: 9)")
     options = parser.parse_args()
     lab = labs[options.lab]
+    os.environ["LABDAG_DEVICE"] = "cpu"  # also where there is a GPU
     choose_device(lab.compute.model_copy(update={"threads": options.threads, "precision": options.precision}))
     kind, batch = KINDS[options.precision], lab.train.batch_size
     print(f"{machine()}\n\n{options.lab}, {options.precision}, {options.threads} threads, batches of {batch}\n")

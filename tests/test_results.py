@@ -72,6 +72,7 @@ def test_mistakes_get_a_sentence(project: Path) -> None:
 def test_convolutions_are_held_against_torchs_own(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("LABDAG_DEVICE", "cpu")  # which it sets itself, for its own process
     monkeypatch.setattr("sys.argv", ["convolutions", "lenet_digits", "--rounds", "1", "--threads", "1"])
     convolutions.main()
     *_, row = capsys.readouterr().out.splitlines()

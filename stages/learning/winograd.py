@@ -8,7 +8,7 @@ bfloat16; one of 2×2 takes 16 instead of 36, or 9 where it is the whole image.
 It rounds more than torch does. The root mean square error of outputs and gradients (beside the same in float64; 256
 channels of 8×8) is 3e-6 in float32, where torch's own is 1e-6, and 6e-3 in bfloat16, where torch's own is 2.5e-3; with
 36 products it would be 3e-2 there. And it keeps the sums for the backward pass, which are 2.25 times the inputs with
-36 products, 3.1 times with 49, 4 times with tiles of 2×2.
+36 products, or with 9 for a whole image of 2×2, 3.1 times with 49, 4 times with tiles of 2×2.
 
 Sources: A. Lavin, S. Gray, "Fast Algorithms for Convolutional Neural Networks", 2015, arXiv:1509.09308; with complex
 points, L. Meng, J. Brothers, "Efficient Winograd Convolution via Integer Arithmetic", 2019, arXiv:1901.01965.
