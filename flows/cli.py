@@ -58,7 +58,7 @@ def main() -> None:
         raise
     except Exception as error:
         server = sys.modules.get("flows.server")
-        sentence = server.about(error) if server is not None else None
+        sentence = (server.about(error) if server is not None else None) or _about_settings(error)
         if sentence is None:
             raise
         _fail(sentence)
@@ -73,6 +73,25 @@ def _leave(end: SystemExit) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(end.code if isinstance(end.code, int) else 1 if end.code else 0)
+
+
+def _about_settings(error: BaseException) -> str | None:
+    """What is wrong with Prefect's settings, if an error is about them: it reads them when it is imported."""
+    from traceback import walk_tb
+
+    frames = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
+    if not isinstance(error, ValueError) or not any(name.startswith("prefect.settings") for name in frames):
+        return None
+    from pydantic import ValidationError
+
+    what = str(error)
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        what = f"{'.'.join(map(str, first['loc']))} of {error.title}: {first['msg']}, not {first['input']!r}"
+    return (
+        f"Prefect can't read its settings: {what}. They stand in variables PREFECT_… of the environment, in .env, "
+        "prefect.toml and pyproject.toml, and in the profiles.toml of Prefect's home."
+    )
 
 
 def _reach_this_machine_without_a_proxy() -> None:
@@ -151,18 +170,15 @@ def run(
 ) -> None:
     """Bring labs up to date: run exactly the stages that changes affect, independent ones at once."""
     root = _project()
+    _prepare()
     params = _check_params(root)
-    from flows import execute, graph, summary, supervisor
+    from flows import graph, summary, supervisor
     from flows.targets import select
 
     if parent := os.environ.pop(supervisor.PARENT, ""):
         supervisor.end_with_parent(int(parent))
     sizes = dict(map(_slot, slots or []))
     targets = _targets(targets, params)
-    execute.prepare()
-    from flows import server
-
-    server.prepare()
     # Told before Prefect's server is waited for: a typo should not cost ten seconds.
     select(graph.prepare(root).stages, targets)
 
@@ -355,6 +371,9 @@ def sweep(
 ) -> None:
     """Make a target with combinations of some values, each in a copy, and record them as DVC experiments."""
     root = _project()
+    from flows import temporary_server
+
+    temporary_server.prepare()
     _check_points(root, target, values or [], is_grid=trials is None, are_labs=_check_params(root) is not None)
     from flows.sweep import sweep as made
     from flows.swept import Found, Sweep
@@ -414,12 +433,12 @@ def retrain(
 ) -> None:
     """Make a lab anew from the newest commit, in a clone, and register its model if it passes the gate."""
     root = _project()
-    from flows import execute, server
+    _prepare()
+    from flows import server
     from flows.reproduce import RunCancelledError, StageFailedError
     from flows.retrain import Retraining
     from flows.retrain import retrain as retrained
 
-    execute.prepare()
     left = "nothing is registered; started again, it goes on from the stages that are done."
     try:
         with server.without_own_heartbeats():
@@ -587,11 +606,9 @@ def verify(
     Exits with 1 where one has other bytes.
     """
     root = _project()
+    _prepare()
     params = _check_params(root)
-    from flows import execute
     from flows.verify import verify as verified
-
-    execute.prepare()
 
     def run_again(names: list[str], copy: Path) -> None:
         _, failure = _reproduce(targets=names, jobs=jobs, root=str(copy))
@@ -758,6 +775,14 @@ def _project() -> Path:
         if found := services.running(root):  # that `labdag up` has started
             services.use(found)
     return root
+
+
+def _prepare() -> None:
+    """Start what takes as long to load as this process takes to load its own: DVC for the stages, Prefect's server."""
+    from flows import execute, temporary_server
+
+    execute.prepare()
+    temporary_server.prepare()
 
 
 def _check_params(root: Path) -> Params | None:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import contextvars
 import logging
 import os
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -42,12 +37,13 @@ from prefect.settings import (
 )
 from prefect.states import Crashed
 
+from flows import temporary_server
 from flows.graph import GraphError
+from flows.temporary_server import TemporaryServer
 
 # Loggers of what Prefect says of each message that it can't deliver.
 CHATTER = ("prefect.events.clients", "prefect._internal.concurrency", "EventsWorker")
 ANSWER_SECONDS = 10.0  # that the server may take to answer whether it is there
-STOP_SECONDS = 5.0  # that a temporary server may take to end
 LOOK_SECONDS = 1.0  # between two looks at whether somebody has cancelled the run in the UI
 LATE = (
     "Prefect's temporary server did not start in time; try again, allow it longer "
@@ -58,32 +54,10 @@ HEARTBEAT = "prefect.flow-run.heartbeat"  # the event that is a sign of life
 HEARTBEAT_SECONDS = 60.0  # between two of them, where LABDAG_HEARTBEAT_SECONDS says nothing else
 
 
-_temporary: _Temporary | None = None
+_temporary: TemporaryServer | None = None
 _endings: list[Any] = []  # what came of the flows that this process has come to the end of
 _is_lost = False
 _lasting = ExitStack()
-
-
-@dataclass(frozen=True)
-class _Temporary:
-    """A temporary server.
-
-    Attributes:
-        process: its process.
-        api: its API's address.
-    """
-
-    process: subprocess.Popen[bytes]
-    api: str
-
-    def stop(self) -> None:
-        """End it."""
-        self.process.terminate()
-        try:
-            self.process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
 
 
 class TemporaryServerError(Exception):
@@ -113,40 +87,21 @@ def named() -> str:
     return "" if _temporary else address()
 
 
-def prepare() -> None:
-    """Where no server is named, begin to start Prefect's own, for as long as this process lives."""
-    global _temporary
-    settings = get_current_settings()
-    if _temporary or settings.api.url or not settings.server.ephemeral.enabled:
-        return
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        api = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
-        # -P: the user's project may have a package of that name, too. In a session of its own: the terminal sends
-        # Ctrl-C to all processes in its foreground, but the run tells the server of its end.
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "flows.temporary_server", str(listening.fileno()), str(os.getpid())],
-            env=os.environ | settings.to_environment_variables(exclude_unset=True) | {"PREFECT_UI_ENABLED": "false"},
-            stdin=subprocess.DEVNULL,
-            pass_fds=[listening.fileno()],
-            start_new_session=True,
-        )
-    _temporary = _Temporary(process, api)
-    atexit.register(_temporary.stop)
-    # It has no UI: a link to the run leads nowhere.
-    logging.getLogger("prefect.flow_runs").addFilter(lambda record: not record.getMessage().startswith("View at "))
-
-
 def start_temporary() -> None:
     """Where no server is named, have Prefect take its own for this process, and wait until it answers.
 
     Raises:
         TemporaryServerError: it ended, or took longer than PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.
     """
-    prepare()
-    if _temporary is None or get_current_settings().api.url:
+    global _temporary
+    settings = get_current_settings()
+    if settings.api.url or not settings.server.ephemeral.enabled:
         return
+    _temporary = temporary_server.started()
+    # It has no UI: a link to the run leads nowhere.
+    logging.getLogger("prefect.flow_runs").addFilter(lambda record: not record.getMessage().startswith("View at "))
     get_logger().info("Starting a temporary server; `labdag up` starts one that stays, with a UI.")
-    until = time.monotonic() + get_current_settings().server.ephemeral.startup_timeout_seconds
+    until = time.monotonic() + settings.server.ephemeral.startup_timeout_seconds
     # It listens already: the answer comes as soon as it is ready.
     while (left := until - time.monotonic()) > 0 and _temporary.process.poll() is None:
         with suppress(httpx.TransportError):

@@ -1,24 +1,92 @@
 """Prefect's server for the time of a run, without UI: `python -m flows.temporary_server FD PARENT`.
 
 It listens at the socket that it inherits as FD, and ends with the process PARENT, which has started it, however that
-ends.
+ends; at once where Prefect's settings name another server. It takes seconds to load, as Prefect's client does, so it is
+started before that: this module imports nothing of Prefect for whoever starts it.
 """
 
 from __future__ import annotations
 
+import atexit
 import gc
+import io
 import os
 import socket
+import subprocess
 import sys
+from contextlib import redirect_stderr
+from dataclasses import dataclass
 from types import FrameType
 
 from flows import supervisor
+
+STOP_SECONDS = 5.0  # that it may take to end
+
+
+@dataclass(frozen=True)
+class TemporaryServer:
+    """One that this process has started.
+
+    Attributes:
+        process: its process.
+        api: its API's address.
+    """
+
+    process: subprocess.Popen[bytes]
+    api: str
+
+    def stop(self) -> None:
+        """End it."""
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+_started: TemporaryServer | None = None
+
+
+def prepare() -> None:
+    """Begin to start it, for as long as this process lives, unless the environment names another server."""
+    if not os.environ.get("PREFECT_API_URL"):
+        started()
+
+
+def started() -> TemporaryServer:
+    """The one of this process, started by now if not before."""
+    global _started
+    if _started is None:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            api = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
+            # -P: the user's project may have a package of that name, too. In a session of its own: the terminal sends
+            # Ctrl-C to all processes in its foreground, but the run tells the server of its end.
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "flows.temporary_server", str(listening.fileno()), str(os.getpid())],
+                env=os.environ | {"PREFECT_UI_ENABLED": "false"},
+                stdin=subprocess.DEVNULL,
+                pass_fds=[listening.fileno()],
+                start_new_session=True,
+            )
+        _started = TemporaryServer(process, api)
+        atexit.register(_started.stop)
+    return _started
 
 
 def main() -> None:
     """Serve until told to end."""
     supervisor.end_with_parent(int(sys.argv[2]))
     gc.disable()  # while all is imported, which takes a third longer with it
+    try:
+        with redirect_stderr(io.StringIO()):
+            from prefect.settings import get_current_settings
+
+            settings = get_current_settings()
+    except ValueError:  # whoever has started this comes upon the same, and tells of it
+        return
+    if settings.api.url or not settings.server.ephemeral.enabled:
+        return
     import uvicorn
     from prefect.server.api.server import create_app
 
@@ -28,6 +96,7 @@ def main() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
             super().handle_exit(sig, frame)
 
+    gc.freeze()  # Prefect looks for garbage once, in all that has been imported
     app = create_app(ephemeral=True, final=True)
     gc.freeze()
     gc.enable()

@@ -376,6 +376,39 @@ def test_a_temporary_server_that_does_not_start_gets_a_sentence(pipeline: Path) 
     )
 
 
+def test_a_server_that_a_profile_names_is_taken(pipeline: Path, prefect_server: str, tmp_path: Path) -> None:
+    """A temporary one is begun to be started before Prefect's settings are known."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "profiles.toml").write_text(f'active = "own"\n[profiles.own]\nPREFECT_API_URL = "{prefect_server}"\n')
+    done = run("labdag", "run", "get@m", cwd=pipeline, PREFECT_HOME=str(home))
+    assert "1 stage: 1 run, 0 reused" in done.stdout
+    assert "temporary server" not in done.stderr
+    assert Server(prefect_server).states() == {"get@m": "Completed"}
+    assert not (home / "prefect.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "env", "what"),
+    [
+        ("none", "", {"PREFECT_LOGGING_LEVEL": "loud"}, "level of LoggingSettings: Input should be 'DEBUG', "),
+        ("prefect.toml", "[logging\n", {}, "Failed to load Prefect settings from prefect.toml: invalid TOML"),
+    ],
+)
+def test_settings_that_prefect_can_not_read_get_a_sentence(
+    file: str, text: str, env: dict[str, str], what: str, pipeline: Path
+) -> None:
+    (pipeline / file).write_text(text)
+    done = run("labdag", "run", cwd=pipeline, check=False, **env)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("Failed to initialize plugins") <= 1, "so Prefect tells of some of them itself"
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(f"Error: Prefect can't read its settings: {what}")
+    assert line.endswith("and in the profiles.toml of Prefect's home.")
+    assert not (pipeline / "dvc.lock").exists()
+
+
 def test_a_server_that_does_not_answer_gets_a_sentence(pipeline: Path) -> None:
     done = run("labdag", "run", cwd=pipeline, check=False, PREFECT_API_URL="http://127.0.0.1:9/api")
     assert done.returncode == 1
