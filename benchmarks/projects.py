@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ruamel.yaml import YAML
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -24,6 +26,20 @@ def copy_project(folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, folder / name)
     run(folder, "git", "init", "--quiet")
+
+
+def copy_with_labs(folder: Path, labs: list[str]) -> list[str]:
+    """Make `folder` a copy of the project with these labs only; gives the names of their datasets."""
+    copy_project(folder)
+    params = YAML().load(folder / "params.yaml")
+    if unknown := [lab for lab in labs if lab not in params["labs"]]:
+        sys.exit(f"there is no lab '{unknown[0]}'")
+    params["labs"] = {lab: params["labs"][lab] for lab in labs}
+    params["compare"] = {}
+    params.pop("retrain", None)  # gates of labs that are not among them
+    YAML().dump(params, folder / "params.yaml")
+    run(folder, sys.executable, "-m", "stages.params", "dag")
+    return list(dict.fromkeys(str(params["labs"][lab]["dataset"]) for lab in labs))
 
 
 def run(folder: Path, *command: str) -> str:

@@ -6,29 +6,26 @@
 The labs run with their whole DAGs (build, train, evaluate, plot; the dataset is there before), one after the other with
 as many threads as there are jobs and with one, and side by side with one each. A run is timed as a user has it, from
 the shell, against a Prefect server that runs already. Figures are medians over rounds, in each of which everything runs
-once, in turn. A second table has where the time of each lab goes, stage by stage with one thread, and which share of it
-is not training. Let nothing else run meanwhile. The dataset is downloaded; LABDAG_MIRRORS is heeded.
+once, in turn. Let nothing else run meanwhile. The dataset is downloaded; LABDAG_MIRRORS is heeded. Where the time of a
+lab goes, stage by stage, `python -m benchmarks.train_speed LAB --pipeline` tells.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from benchmarks.projects import copy_project, run, server
+from benchmarks.projects import copy_with_labs, run, server
 from benchmarks.results import machine
 
 LABS = ["mlp_mnist", "cnn_mnist", "mlp_mnist_permuted", "cnn_mnist_permuted"]
-STAGES = ("build", "train", "evaluate", "plot")
 
 
 def main() -> None:
@@ -52,45 +49,13 @@ def main() -> None:
         for _ in range(options.rounds):
             for way, (jobs, threads) in ways.items():
                 times[way].append(_timed(prepared, options.labs, jobs, threads))
-        shares = {lab: _shares(prepared, lab) for lab in options.labs}
     medians = {way: statistics.median(seconds) for way, seconds in times.items()}
     *alone, beside = medians.values()
     print(f"{machine()}; {', '.join(options.labs)}; medians of {options.rounds}\n")
     print("| way | seconds |\n| :--- | ---: |")
     for way, seconds in medians.items():
         print(f"| {way} | {seconds:.1f} |")
-    print(f"\nside by side beside the faster way of one after the other: {min(alone) / beside:.2f}×\n")
-    print("| seconds | " + " | ".join(STAGES) + " | of which the training loop | outside it |")
-    print("| :--- |" + " ---: |" * (len(STAGES) + 2))
-    for lab, (stages, loop) in shares.items():
-        cells = " | ".join(f"{stages[stage]:.1f}" for stage in STAGES)
-        print(f"| {lab} | {cells} | {loop:.1f} | {1 - loop / sum(stages.values()):.0%} |")
-
-
-def copy_with_labs(folder: Path, labs: list[str]) -> list[str]:
-    """Make `folder` a copy of the project with these labs only; gives the names of their datasets."""
-    copy_project(folder)
-    params = YAML().load(folder / "params.yaml")
-    if unknown := [lab for lab in labs if lab not in params["labs"]]:
-        sys.exit(f"there is no lab '{unknown[0]}'")
-    params["labs"] = {lab: params["labs"][lab] for lab in labs}
-    params["compare"] = {}
-    params.pop("retrain", None)  # gates of labs that are not among them
-    YAML().dump(params, folder / "params.yaml")
-    run(folder, sys.executable, "-m", "stages.params", "dag")
-    return list(dict.fromkeys(str(params["labs"][lab]["dataset"]) for lab in labs))
-
-
-def _shares(prepared: Path, lab: str) -> tuple[dict[str, float], float]:
-    """Seconds of each of a lab's stages, and of the training loop."""
-    seconds, loop = {}, 0.0
-    for stage in STAGES:
-        clock = time.perf_counter()
-        said = run(prepared, sys.executable, "-m", f"stages.{stage}", lab)
-        seconds[stage] = time.perf_counter() - clock
-        if found := re.search(r"([\d.]+) s of training", said):
-            loop = float(found[1])
-    return seconds, loop
+    print(f"\nside by side beside the faster way of one after the other: {min(alone) / beside:.2f}×")
 
 
 def _timed(prepared: Path, labs: list[str], jobs: int, threads: int) -> float:

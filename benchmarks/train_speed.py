@@ -4,6 +4,7 @@
     python -m benchmarks.train_speed vgg_cifar10 --images 1280
     python -m benchmarks.train_speed --workers 4 --workers 8          # the plain loop with these worker counts only
     python -m benchmarks.train_speed lenet_mnist --growth             # epochs, images, labs at once
+    python -m benchmarks.train_speed lenet_mnist --pipeline           # and where the time of the whole lab goes
 
 The plain loop: a torchvision dataset, PIL transforms for each image, a DataLoader with the number of workers that is
 best here (0, 1, 2, 4, ... up to the number of cores are tried), torch's default optimizer and layout, `.item()` at each
@@ -16,6 +17,10 @@ lab's recipe take at that speed, without the tests after them. `of peak` is the 
 products (2048×2048, on a GPU 8192×8192; the same threads and precision) that the model's multiply-adds come to, three
 passes of them for each image. `start` is from the process's start to its first step, `peak MiB` all of its memory, but
 a GPU's.
+
+With `--pipeline` a last table has the seconds of each stage of the labs, as they stand in params.yaml: by the whole
+recipe, on the dataset, which is downloaded (LABDAG_MIRRORS is heeded). `loop` is what of `train` is training and the
+tests after each epoch; `outside` is the share of all stages' time that is not.
 """
 
 from __future__ import annotations
@@ -23,16 +28,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import statistics as numbers
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.projects import copy_with_labs, run
+
 ROOT = Path(__file__).parents[1]
+STAGES = ("download", "stats", "build", "train", "evaluate", "plot")
 PRECISIONS = ("fp32", "tf32", "bf16")
 WARM_UP = 5  # steps
 PASSES = 3  # forward, and backward for inputs and weights
@@ -62,6 +72,7 @@ def main() -> None:
     )
     ways.add_argument("--no-plain", action="store_true", help="time labdag's loop only")
     ways.add_argument("--growth", action="store_true", help="show how the cost grows, instead of the plain loop")
+    parser.add_argument("--pipeline", action="store_true", help="time the stages of the whole lab, too")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--epochs", type=int, default=1, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -83,6 +94,8 @@ def main() -> None:
                 _show_growth(lab, precision, options)
         else:
             _show_lab(lab, options)
+    if options.pipeline:
+        _show_pipelines(options.labs)
 
 
 def _count(text: str) -> int:
@@ -116,6 +129,30 @@ def _show_lab(lab: str, options: argparse.Namespace) -> None:
             f"{_median(rows, 'start'):.1f} | {_median(rows, 'mib'):,.0f} |",
             flush=True,
         )
+
+
+def _show_pipelines(labs: list[str]) -> None:
+    print(f"\n| seconds | {' | '.join(STAGES)} | loop | outside |")
+    print(f"| :--- |{' ---: |' * (len(STAGES) + 2)}")
+    for lab in labs:
+        seconds, loop = _timed(lab)
+        cells = [f"{each:.1f}" for each in (*seconds, loop)]
+        print(f"| {lab} | {' | '.join(cells)} | {1 - loop / sum(seconds):.0%} |", flush=True)
+
+
+def _timed(lab: str) -> tuple[list[float], float]:
+    """Seconds of each of a lab's stages, and of the training loop."""
+    seconds, loop = [], 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        (dataset,) = copy_with_labs(Path(folder), [lab])
+        for stage in STAGES:
+            of = dataset if stage in ("download", "stats") else lab
+            clock = time.perf_counter()
+            said = run(Path(folder), sys.executable, "-m", f"stages.{stage}", of)
+            seconds.append(time.perf_counter() - clock)
+            if found := re.search(r"([\d.]+) s of training", said):
+                loop = float(found[1])
+    return seconds, loop
 
 
 def _show_growth(lab: str, precision: str, options: argparse.Namespace) -> None:

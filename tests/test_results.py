@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import convolutions, results_page, side_by_side
+from benchmarks import convolutions, projects, results_page
 from stages import params
 from tests.conftest import ROOT, edit_params, run
 
@@ -56,9 +56,22 @@ def test_a_run_is_kept_once_and_shown(project: Path) -> None:
 
 def test_labs_are_timed_in_a_copy_that_holds_nothing_else(tmp_path: Path) -> None:
     folder = tmp_path / "copy"
-    assert side_by_side.copy_with_labs(folder, ["mlp_mnist", "lenet_digits"]) == ["mnist", "digits"]
+    assert projects.copy_with_labs(folder, ["mlp_mnist", "lenet_digits"]) == ["mnist", "digits"]
     assert list(params.load(folder / "params.yaml").labs) == ["mlp_mnist", "lenet_digits"]
     assert "compare@" not in run("dvc", "stage", "list", "--name-only", cwd=folder).stdout
+
+
+def test_a_labs_loop_and_the_stages_of_its_pipeline_are_timed() -> None:
+    options = ("--no-plain", "--precision", "fp32", "--rounds", "1", "--images", "200", "--threads", "1", "--pipeline")
+    said = run("python", "-m", "benchmarks.train_speed", "lenet_digits", *options, cwd=ROOT).stdout
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in said.splitlines() if line.startswith("|")]
+    (_, _, loop), (heads, _, pipeline) = rows[:3], rows[3:]
+    assert loop[0] == "labdag, fp32"
+    assert heads == ["seconds", "download", "stats", "build", "train", "evaluate", "plot", "loop", "outside"]
+    *stages, loop_seconds = map(float, pipeline[1:-1])
+    assert all(seconds > 0 for seconds in stages)
+    assert 0 < loop_seconds < stages[3]
+    assert float(pipeline[-1].strip("%")) == pytest.approx(100 * (1 - loop_seconds / sum(stages)), abs=2)
 
 
 def test_mistakes_get_a_sentence(project: Path) -> None:
