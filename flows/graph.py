@@ -529,6 +529,7 @@ class Pipeline:
         self._nodes = {address(node): node for node in nodes}
         self._files = {node.path: node.dvcfile for node in nodes}
         self._makers = {out.fs_path: address(node) for node in nodes for out in node.outs}
+        self._maker_of: dict[str, str | None] = {}  # as far as asked: stages share what they read
         self._seen = self._definitions()
         self._locks: dict[str, tuple[int, ...]] = {path: _signature(_lock_of(path)) for path in self._files}
         self._locks_read = dict(self._locks)  # with which `_nodes` were read
@@ -613,10 +614,10 @@ class Pipeline:
 
     def _maker(self, path: str) -> str | None:
         """The stage that makes the file, or the folder that it lies in, or something within this folder."""
-        return next(
-            (name for made, name in self._makers.items() if _overlap(path, made)),
-            None,
-        )
+        if path not in self._maker_of:
+            makers = (name for made, name in self._makers.items() if _overlap(path, made))
+            self._maker_of[path] = next(makers, None)
+        return self._maker_of[path]
 
 
 def stages_of(repo: Repo) -> dict[str, Stage]:
