@@ -16,7 +16,7 @@ measurement has a process of its own; they take turns, and a table shows the med
 lab's recipe take at that speed, without the tests after them. `of peak` is the share of this machine's own matrix
 products (2048×2048, on a GPU 8192×8192; the same threads and precision) that the model's multiply-adds come to, three
 passes of them for each image. `start` is from the process's start to its first step, `peak MiB` all of its memory, but
-a GPU's.
+a GPU's; what a DataLoader's workers share with it and with each other is counted for each of them.
 
 With `--pipeline` a last table has the seconds of each stage of the labs, as they stand in params.yaml: by the whole
 recipe, on the dataset, which is downloaded (LABDAG_MIRRORS is heeded). `loop` is what of `train` is training and the

@@ -170,13 +170,15 @@ def run(
 ) -> None:
     """Bring labs up to date: run exactly the stages that changes affect, independent ones at once."""
     root = _project()
+    from flows import supervisor
+
+    if parent := os.environ.pop(supervisor.PARENT, ""):  # it is not the parent of what a stage starts
+        supervisor.end_with_parent(int(parent))
     _prepare()
     params = _check_params(root)
-    from flows import graph, summary, supervisor
+    from flows import graph, summary
     from flows.targets import select
 
-    if parent := os.environ.pop(supervisor.PARENT, ""):
-        supervisor.end_with_parent(int(parent))
     sizes = dict(map(_slot, slots or []))
     targets = _targets(targets, params)
     # Told before Prefect's server is waited for: a typo should not cost ten seconds.

@@ -99,6 +99,14 @@ def test_after_a_kill_of_everything_the_next_run_tidies_up_and_goes_on(slow: Pat
     assert ran(slow).count("other") == 2
 
 
+@pytest.mark.usefixtures("server")
+def test_whose_parent_it_is_stays_with_the_run(toy: Callable[..., Path]) -> None:
+    """A `labdag run` in a stage's command would end at once: its parent is the stage."""
+    folder = toy("stages:\n  inner: {cmd: 'echo parent $LABDAG_PARENT > out', outs: [out]}\n")
+    run("labdag", "run", cwd=folder, LABDAG_PARENT=str(os.getpid()))
+    assert (folder / "out").read_text() == "parent\n"
+
+
 def test_a_run_gives_signs_of_life(slow: Path, server: Server) -> None:
     process = start(slow, "first")
     wait_for(lambda: ran(slow) == ["first"])
