@@ -9,8 +9,9 @@
 The plain loop: a torchvision dataset, PIL transforms for each image, a DataLoader with the number of workers that is
 best here (0, 1, 2, 4, ... up to the number of cores are tried), torch's default optimizer and layout, `.item()` at each
 step. It is fp32, whatever labdag's own loop is asked for: that is what courses teach. (On a GPU torch's default is to
-round its convolutions to TF32.) Both train the lab's model by its recipe, on random images of its dataset's shape. Each
-measurement has a process of its own; they take turns, and a table shows the medians. Let nothing else run meanwhile.
+round its convolutions to TF32.) Both train the lab's model by its recipe, on random images of its dataset's shape; the
+plain loop without weight decay, label smoothing, clipping and schedule. Each measurement has a process of its own; they
+take turns, and a table shows the medians. Let nothing else run meanwhile.
 
 `gain` is the speed beside that of the plain loop with its best worker count. `recipe, s` is how long all epochs of the
 lab's recipe take at that speed, without the tests after them. `of peak` is the share of this machine's own matrix
@@ -19,8 +20,9 @@ passes of them for each image. `start` is from the process's start to its first 
 a GPU's; what a DataLoader's workers share with it and with each other is counted for each of them.
 
 With `--pipeline` a last table has the seconds of each stage of the labs, as they stand in params.yaml: by the whole
-recipe, on the dataset, which is downloaded (LABDAG_MIRRORS is heeded). `loop` is what of `train` is training and the
-tests after each epoch; `outside` is the share of all stages' time that is not.
+recipe, on the dataset, which is downloaded (LABDAG_MIRRORS is heeded); each runs once, as a program, without DVC and
+Prefect. `loop` is what of `train` is training and the tests after each epoch; `outside` is the share of all stages'
+time that is not.
 """
 
 from __future__ import annotations
