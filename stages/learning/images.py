@@ -31,8 +31,8 @@ class Images:
     """Labelled images that turn into model inputs batch by batch.
 
     They are resident on the device, as uint8, if they fit there; otherwise each batch is read from the dataset's file
-    when its turn comes, two ahead, which takes 24 bytes an image (its label, its row, its place in the order) and
-    the memory of three batches. The inputs are the same, bit for bit.
+    when its turn comes, two ahead, which takes 24 bytes an image (its label, its row, its place in the order)
+    beside `split`'s label, and the memory of three batches. The inputs are the same, bit for bit.
 
     Args:
         split: the images.
