@@ -27,7 +27,7 @@ from stages.datasets.transforms import Pipeline
 from stages.learning import graphs, loop
 from stages.learning.device import choose_device, memory_format
 from stages.learning.images import Images
-from stages.learning.scoring import predict
+from stages.learning.scoring import Predictions, predict
 from stages.models import build_model
 
 # Shape of an image, training images, test images.
@@ -87,7 +87,7 @@ def _training(lab: Any, steps: int) -> float:
     trained = images.part(torch.arange(recipe.batch_size * (WARM_UP + steps)))
     tested = images.part(torch.arange(recipe.test_batch_size))
 
-    def tests() -> Iterator[torch.Tensor]:
+    def tests() -> Iterator[Predictions]:
         for _ in range(WARM_UP + max(1, steps // 5)):
             yield predict(run.model, tested, recipe.test_batch_size, lab.compute)
 

@@ -24,7 +24,7 @@ from stages.learning.device import choose_device, memory_format
 from stages.learning.evaluation import Evaluation
 from stages.learning.images import Images
 from stages.learning.recipe import Compute
-from stages.learning.scoring import predict, score
+from stages.learning.scoring import predict
 from stages.models import build_model, model_options
 from stages.program.command import command
 from stages.program.files import write_csv, write_json
@@ -57,13 +57,12 @@ def main(lab: str) -> None:
     layout = memory_format(section.compute)
     model.to(device).to(memory_format=layout)
     images = Images(dataset.test, pipeline, device, layout)
-    logits = predict(model, images, section.evaluate.batch_size, section.compute)
-    scored = score(logits, images.labels)
+    made = predict(model, images, section.evaluate.batch_size, section.compute)
+    scored = made.score(images.labels)
 
     epochs = history.load(results / "history.csv")
     best = history.best(epochs)
-    confidence, predicted = (values.cpu().numpy() for values in logits.softmax(1).max(1))
-    actual = dataset.test.labels
+    confidence, predicted, actual = made.confidence.cpu().numpy(), made.classes.cpu().numpy(), dataset.test.labels
     metrics = {
         "accuracy": scored.accuracy,
         "loss": scored.loss,
@@ -72,10 +71,10 @@ def main(lab: str) -> None:
         "per_class": per_class(actual, predicted, dataset.classes),
     }
     names = dataset.classes
-    rows = [
+    rows = (
         (index, names[a], names[p], f"{c:.6f}")
         for index, (a, p, c) in enumerate(zip(actual, predicted, confidence, strict=True))
-    ]
+    )
     write_csv(results / "predictions.csv", ("index", "actual", "predicted", "confidence"), rows)
     write_json(results / "metrics.json", metrics)
 

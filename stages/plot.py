@@ -145,11 +145,11 @@ def main(lab: str) -> None:
 def _predictions(path: Path, classes: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Actual classes, predicted classes and confidences of the test images, in their order."""
     number = {name: label for label, name in enumerate(classes)}
-    rows = read_csv(path)
-    actual, predicted = (
-        np.array([number[row[column]] for row in rows], dtype=np.int64) for column in ("actual", "predicted")
+    rows = np.fromiter(
+        ((number[row["actual"]], number[row["predicted"]], float(row["confidence"])) for row in read_csv(path)),
+        [("actual", np.int64), ("predicted", np.int64), ("confidence", np.float64)],
     )
-    return actual, predicted, np.array([float(row["confidence"]) for row in rows])
+    return rows["actual"], rows["predicted"], rows["confidence"]
 
 
 def _accuracies(metrics: dict[str, Any], classes: list[str]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,6 +110,25 @@ print("MiB more:", peak() - before)
 """
 
 
+def lab(dataset: str, model: dict[str, Any], batch_size: int) -> dict[str, Any]:
+    """A lab's block: one epoch, in batches of `batch_size` throughout."""
+    return {
+        "about": "-", "dataset": dataset, "seed": 1, "compute": {"threads": 1, "precision": "fp32"}, "model": model,
+        "transform": {"normalize": {"by": "dataset"}},
+        "train": {
+            "epochs": 1, "batch_size": batch_size, "test_batch_size": batch_size, "shuffle": True, "select_on": "test",
+            "optimizer": {"name": "sgd", "lr": 0.01},
+        },
+        "evaluate": {"batch_size": batch_size}, "plot": {"dpi": 60}, "expect": {},
+    }  # fmt: skip
+
+
+def mib_more(project: Path, stage: str, name: str) -> int:
+    """MiB that a stage takes beside what its libraries take, where 50 may be taken by images."""
+    done = run(sys.executable, "-c", PEAK, stage, name, cwd=project, LABDAG_RESIDENT_MIB="50")
+    return int(done.stdout.rpartition("MiB more: ")[2])
+
+
 def test_no_stage_needs_the_memory_of_a_whole_dataset(project: Path) -> None:
     """A folder of images that come to 225 MiB is fetched, looked at, trained on and evaluated in 160 MiB."""
     chance = np.random.default_rng(0)
@@ -122,24 +142,30 @@ def test_no_stage_needs_the_memory_of_a_whole_dataset(project: Path) -> None:
         "name": "vgg", "input_shape": [3, 512, 512], "classes": 2, "layers": [1, "M", "M", "M", "M", "M"],
         "batch_norm": False, "classifier": {"inputs": 256, "hidden": []},
     }  # fmt: skip
-    edit_params(
-        project,
-        datasets__large=block,
-        labs__lab_large={
-            "about": "-", "dataset": "large", "seed": 1, "compute": {"threads": 1, "precision": "fp32"}, "model": model,
-            "transform": {"normalize": {"by": "dataset"}},
-            "train": {
-                "epochs": 1, "batch_size": 4, "test_batch_size": 4, "shuffle": True, "select_on": "test",
-                "optimizer": {"name": "sgd", "lr": 0.01},
-            },
-            "evaluate": {"batch_size": 4}, "plot": {"dpi": 60}, "expect": {},
-        },
-    )  # fmt: skip
+    edit_params(project, datasets__large=block, labs__lab_large=lab("large", model, 4))
     write_dag(project)
     said = run("python", "-m", "stages.download", "large", cwd=project, check=False).stderr
     edit_params(project, datasets__large__sha256=said.split("sha256: ")[1].split()[0])
     for stage in ("download", "stats", "build", "train", "evaluate"):
-        name = "large" if stage in ("download", "stats") else "lab_large"
-        done = run(sys.executable, "-c", PEAK, stage, name, cwd=project, LABDAG_RESIDENT_MIB="50")
-        more = int(done.stdout.rpartition("MiB more: ")[2])
+        more = mib_more(project, stage, "large" if stage in ("download", "stats") else "lab_large")
         assert more < 160, f"{stage} took {more} MiB"
+
+
+def test_the_memory_of_a_test_does_not_grow_with_images_times_classes(project: Path) -> None:
+    """Logits of all test images would come to 38 MiB here, and three times that when they are joined and scored."""
+    classes, images = 1000, 10_000
+    block = {"kind": "image_folder", "path": "photos", "size": [4, 4], "color": "grey", "test_fraction": 0.5}
+    model = {"name": "mlp", "input_shape": [1, 4, 4], "classes": classes, "hidden": [8], "output": "logits"}
+    edit_params(project, datasets__many=block, labs__lab_many=lab("many", model, 100))
+    write_dag(project)
+    chance = np.random.default_rng(0)
+    pixels, labels = chance.integers(0, 256, (images, 1, 4, 4), np.uint8), np.arange(images) % classes
+    folder = project / arrays.ROOT / "many"
+    folder.mkdir(parents=True)
+    names = [f"class {number}" for number in range(classes)]
+    arrays.save(Dataset(Split(pixels[:classes], labels[:classes]), Split(pixels, labels), names), folder)
+    for stage in ("stats", "build"):
+        run("python", "-m", f"stages.{stage}", "many" if stage == "stats" else "lab_many", cwd=project)
+    for stage in ("train", "evaluate"):
+        more = mib_more(project, stage, "lab_many")
+        assert more < 60, f"{stage} took {more} MiB"

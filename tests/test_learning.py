@@ -39,7 +39,7 @@ from stages.learning.history import Epoch
 from stages.learning.images import Images
 from stages.learning.optimizers import make_optimizer, make_schedule
 from stages.learning.recipe import Compute, Recipe
-from stages.learning.scoring import predict, score
+from stages.learning.scoring import predict
 from stages.learning.shortcuts import pool_before_relu
 from stages.models import build_model, model_options
 from stages.program.options import OptionError, UserError
@@ -232,12 +232,20 @@ def test_weights_that_do_not_fit_get_a_sentence(tmp_path: Path) -> None:
         weights.load(lenet(), tmp_path / "w.safetensors")
 
 
-def test_scores_equal_torchs_and_scikit_learns() -> None:
-    logits, labels = torch.randn(200, 4, generator=torch.Generator().manual_seed(0)), torch.arange(200) % 3
-    predicted, actual = logits.argmax(1).numpy(), labels.numpy()
-    scored = score(logits, labels)
-    assert scored.loss == nn.CrossEntropyLoss()(logits, labels).item()
-    assert scored.accuracy == sklearn.metrics.accuracy_score(actual, predicted)
+def test_predictions_and_scores_equal_torchs_and_scikit_learns() -> None:
+    test, model = images(200), lenet().to(memory_format=torch.channels_last)
+    made = predict(model, test, 64, COMPUTE)
+    with torch.inference_mode():
+        logits = torch.cat([model(inputs) for inputs, _ in test.in_order(64)])
+    assert torch.equal(made.classes, logits.argmax(1))
+    assert torch.equal(made.confidence, logits.softmax(1).amax(1))
+    scored = made.score(test.labels)
+    assert scored.loss == pytest.approx(nn.CrossEntropyLoss()(logits, test.labels).item(), rel=1e-6)
+    assert scored.accuracy == sklearn.metrics.accuracy_score(test.labels, made.classes)
+
+
+def test_scores_of_classes_equal_scikit_learns() -> None:
+    predicted, actual = RANDOM.integers(0, 4, 200), np.arange(200) % 3
     matrix = confusion_matrix(actual, predicted, 4)
     assert np.array_equal(matrix, sklearn.metrics.confusion_matrix(actual, predicted, labels=range(4)))
     found = per_class(actual, predicted, ["a", "b", "c", "absent"])
@@ -256,7 +264,7 @@ def test_training_learns_and_keeps_the_best_epoch(tmp_path: Path) -> None:
     weights.save(best_state, tmp_path / "best.safetensors")
     again = lenet().to(memory_format=torch.channels_last)
     weights.load(again, tmp_path / "best.safetensors")
-    scored = score(predict(again, test, 50, COMPUTE), test.labels)
+    scored = predict(again, test, 50, COMPUTE).score(test.labels)
     assert (scored.accuracy, scored.loss) == (best.test_accuracy, best.test_loss)
 
 
@@ -439,8 +447,8 @@ def test_labels_are_smoothed_in_training_only() -> None:
     options = recipe(epochs=1, batch_size=40, label_smoothing=0.3, optimizer={"name": "sgd", "lr": 1e-9})
     training = images(40)
     _, (epoch,) = loop.train(lenet(), training, training, options, COMPUTE, seed=1)
-    logits = predict(lenet().to(memory_format=torch.channels_last), training, 40, COMPUTE)
-    logs = logits.log_softmax(1)
+    inputs, _ = next(training.in_order(40))
+    logs = lenet().to(memory_format=torch.channels_last)(inputs).log_softmax(1)
     right = logs[torch.arange(40), training.labels]
     assert epoch.train_loss == pytest.approx(-(0.7 * right + 0.3 * logs.mean(1)).mean().item(), rel=1e-5)
     assert epoch.test_loss == pytest.approx(-right.mean().item(), rel=1e-5)

@@ -22,7 +22,7 @@ from stages.learning.images import Images
 from stages.learning.optimizers import make_optimizer, make_schedule
 from stages.learning.recipe import Compute, Recipe
 from stages.learning.run import EpochSoFar, Run
-from stages.learning.scoring import Score, autocast, predict, score
+from stages.learning.scoring import Score, autocast, predict
 from stages.learning.shortcuts import pool_before_relu
 from stages.program.options import OptionError
 
@@ -202,7 +202,9 @@ def _check_outputs(model: nn.Module, images: Images, recipe: Recipe, compute: Co
         OptionError: the loss needs log-probabilities, and the model's outputs are none.
     """
     if recipe.loss == "nll":
-        total = predict(model, images.part(torch.arange(1)), 1, compute).logsumexp(1)
+        inputs, _ = next(images.in_order(1))
+        with torch.inference_mode(), autocast(compute, inputs.device):
+            total = model.eval()(inputs).float().logsumexp(1)
         if total.abs().item() > 0.1:  # bf16 is that rough
             raise OptionError(
                 "train.loss",
@@ -269,7 +271,7 @@ def _loss(outputs: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
 def _score(model: nn.Module, images: Images, recipe: Recipe, compute: Compute) -> Score:
     if recipe.loader_order == "torch":
         _draw_as_a_loader()
-    return score(predict(model, images, recipe.test_batch_size, compute), images.labels)
+    return predict(model, images, recipe.test_batch_size, compute).score(images.labels)
 
 
 class _Progress:

@@ -26,14 +26,41 @@ def autocast(compute: Compute, device: torch.device) -> AbstractContextManager[o
     return torch.autocast(device.type, torch.bfloat16) if compute.precision == "bf16" else nullcontext()
 
 
-def predict(model: nn.Module, images: Images, batch_size: int, compute: Compute) -> Tensor:
-    """Logits of all images, float32, N×classes, on the images' device; `model` is put in evaluation mode."""
+@dataclass(frozen=True)
+class Predictions:
+    """What a model makes of N images, on their device: 16 bytes for each, however many classes there are.
+
+    Attributes:
+        classes: int64, N, the most probable class of each.
+        confidence: float32, N, the probability of that class.
+        losses: float32, N, the cross-entropy of each.
+    """
+
+    classes: Tensor
+    confidence: Tensor
+    losses: Tensor
+
+    def score(self, labels: Tensor) -> Score:
+        """Score them against labels N."""
+        right = int((self.classes == labels).sum())
+        return Score(self.losses.mean(dtype=torch.float64).item(), right / len(labels))
+
+
+def predict(model: nn.Module, images: Images, batch_size: int, compute: Compute) -> Predictions:
+    """What `model`, from inputs to logits, makes of all images; it is put in evaluation mode."""
     model.eval()
-    with torch.inference_mode(), autocast(compute, images.labels.device):
-        return torch.cat([model(inputs).float() for inputs, _ in images.in_order(batch_size)])
-
-
-def score(logits: Tensor, labels: Tensor) -> Score:
-    """Score logits N×classes against labels N."""
-    right = int((logits.argmax(1) == labels).sum())
-    return Score(F.cross_entropy(logits, labels).item(), right / len(labels))
+    count, device = len(images), images.labels.device
+    made = Predictions(
+        torch.empty(count, dtype=torch.int64, device=device),
+        torch.empty(count, device=device),
+        torch.empty(count, device=device),
+    )
+    done = 0
+    with torch.inference_mode(), autocast(compute, device):
+        for inputs, labels in images.in_order(batch_size):
+            logits = model(inputs).float()
+            batch = slice(done, done := done + len(labels))
+            made.classes[batch] = logits.argmax(1)
+            made.confidence[batch] = logits.softmax(1).amax(1)
+            made.losses[batch] = F.cross_entropy(logits, labels, reduction="none")
+    return made

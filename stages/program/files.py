@@ -43,10 +43,10 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
     write_text(path, text.getvalue())
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Read a table with a header line: a dict per row."""
+def read_csv(path: Path) -> Iterator[dict[str, str]]:
+    """Read a table with a header line, row by row: a dict for each."""
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        yield from csv.DictReader(file)
 
 
 @contextmanager
