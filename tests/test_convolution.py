@@ -264,9 +264,12 @@ def test_a_layer_with_something_attached_is_left_alone() -> None:
     [(1, 6, 5, 2, (28, 28)), (1, 6, 5, 0, (28, 28)), (3, 8, (3, 4), (1, 0), (11, 14)), (2, 1, 1, 0, (3, 2))],
 )
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("processor", ["AVX2", "AVX512"])
 def test_a_convolution_with_its_pooling_has_the_outputs_and_gradients_of_both(
-    channels: int, filters: int, kernel: Any, padding: Any, size: tuple[int, int], bias: bool, precision: torch.dtype
-) -> None:
+    channels: int, filters: int, kernel: Any, padding: Any, size: tuple[int, int], bias: bool, precision: torch.dtype,
+    processor: str, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: processor)
     layer, exact = layers(channels, filters, kernel, padding, bias)
     inputs = torch.randn(8, channels, *size)
     made = torch.randn_like(F.max_pool2d(layer(inputs), 2))

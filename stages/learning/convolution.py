@@ -101,7 +101,8 @@ class PooledConvolution(Convolution):
     The four outputs that are pooled are computed as four groups of channels, by one convolution of stride 2: its kernel
     is a pixel larger than the layer's, which lies in each of its corners once, with zeros beside it. With few input
     channels such a convolution costs no more, for it fills the processor's vectors, and the pooling is a maximum of
-    whole channels. LeNet's first convolution with its pooling takes 0.6 of the time so (64×1×28×28, 1 thread, fp32).
+    whole channels. LeNet's first convolution with its pooling takes 0.6 of the time so (64×1×28×28, 1 thread, fp32);
+    on an AMD EPYC with AVX2 the whole training is 1.23 times as fast with one thread, 1.06 times with two.
 
     It is in float32 also where bf16 is asked for: with so few channels products in bf16 are no faster, and torch's
     backward pass in the plain layout is three times slower in it.
@@ -181,6 +182,13 @@ def _plain(tensor: Tensor) -> Tensor:
     """`tensor` in the plain layout, by its strides, too: with one channel those of both layouts mean the same order,
     but torch goes by them to choose the layout of what it computes."""
     return tensor.contiguous().flatten().view(tensor.shape)
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    """`tensor`, N×C×H×W, in channels_last, by its strides, too."""
+    count, channels, height, width = tensor.shape
+    pixels = tensor.permute(0, 2, 3, 1).contiguous().flatten()
+    return pixels.view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 def torchs_backward(
@@ -303,6 +311,9 @@ class _PooledConvolution(torch.autograd.Function):
         left, right = four.chunk(2, 1)
         torch.mul(rows, is_right, out=right)
         torch.sub(rows, right, out=left)
+        if torch.backends.cpu.get_cpu_capability() == "AVX2":
+            # There the gradient of the weights takes 0.3 of the time so, with the copy (64×1×28×28, 1 thread, fp32).
+            four, inputs = _channels_last(four), _channels_last(inputs)
         for_inputs, of_corners, of_biases = torchs_backward(
             four, inputs, corners, 2, ctx.padding, (of_inputs, of_weight, of_bias)
         )
