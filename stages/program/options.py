@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import typing
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType, UnionType
@@ -79,7 +79,7 @@ def read_params(path: Path = Path(PARAMS_FILE)) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}.") from None
     try:
-        params = YAML(typ="safe", pure=True).load(text)
+        params = _parsed(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
@@ -91,6 +91,12 @@ def read_params(path: Path = Path(PARAMS_FILE)) -> dict[str, Any]:
     if not isinstance(params, dict):
         raise UserError(f"{path} must be a mapping of keys to values, such as `labs:`.")
     return params
+
+
+def _parsed(text: str) -> Any:
+    with suppress(YAMLError):
+        return YAML(typ="safe").load(text)  # by a parser in C, if there is one: it takes a fifth of the time
+    return YAML(typ="safe", pure=True).load(text)  # whose words on what is wrong are the clearer ones
 
 
 def read_block(group: str, name: str) -> Any:
