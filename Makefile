@@ -18,7 +18,7 @@ stress: .venv/installed  ## Hold runs against plain DVC, kill them, edit meanwhi
 	@LABDAG_STRESS=1 $(BIN)/pytest -n 0 tests/test_stress.py tests/test_oracle.py \
 	    tests/test_resume.py tests/test_services.py tests/test_sweep.py
 
-lint: .venv/installed  ## Check format, style, types and the rules of the rooms
+lint: .venv/installed  ## Check format, style, types, and which folder imports which
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import resource
@@ -37,7 +38,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -276,29 +277,17 @@ def _plain(lab: Any, device: Any, shape: tuple[int, ...], images: int, workers: 
     from PIL import Image
     from torch import nn
     from torch.utils.data import DataLoader
-    from torchvision import transforms
     from torchvision.datasets import VisionDataset
 
     from stages.models import build_model
 
-    options, size = lab.transform, lab.train.batch_size
-    steps: list[Any] = []
-    if options.resize:
-        steps.append(transforms.Resize(options.resize))
-    if options.random_crop:
-        steps.append(transforms.RandomCrop(shape[1], padding=options.random_crop.padding))
-    if options.horizontal_flip:
-        steps.append(transforms.RandomHorizontalFlip(options.horizontal_flip))
-    steps += [transforms.ToTensor(), transforms.Normalize([0.5] * shape[0], [0.25] * shape[0])]
-    if options.permute:
-        order = torch.randperm(int(np.prod(shape[1:])))
-        steps.append(transforms.Lambda(lambda image: image.view(shape[0], -1)[:, order].view(shape)))
+    size = lab.train.batch_size
 
     class Pictures(VisionDataset):  # type: ignore[misc]
         """As torchvision's own datasets keep and give their images."""
 
         def __init__(self, count: int) -> None:
-            super().__init__(root=".", transform=transforms.Compose(steps))
+            super().__init__(root=".", transform=of_an_image(lab.transform, shape))
             random = np.random.default_rng(0)
             self.data = random.integers(0, 256, (count, *shape[1:], shape[0]), np.uint8)
             self.targets = random.integers(0, 10, count).tolist()
@@ -337,6 +326,26 @@ def _plain(lab: Any, device: Any, shape: tuple[int, ...], images: int, workers: 
         running += loss.item()
         right += (outputs.argmax(1) == labels).sum().item()
         yield len(labels)
+
+
+def of_an_image(options: Any, shape: tuple[int, ...], training: bool = True) -> Callable[[Any], Any]:
+    """A lab's transform as courses write it: from a PIL image of `shape`, C×H×W, to a tensor."""
+    import torch
+    from torchvision import transforms
+
+    steps: list[Any] = []
+    if options.resize:
+        steps.append(transforms.Resize(options.resize))
+    if options.random_crop and training:
+        steps.append(transforms.RandomCrop(shape[1], padding=options.random_crop.padding))
+    if options.horizontal_flip and training:
+        steps.append(transforms.RandomHorizontalFlip(options.horizontal_flip))
+    steps += [transforms.ToTensor(), transforms.Normalize([0.5] * shape[0], [0.25] * shape[0])]
+    if options.permute:
+        order = torch.randperm(math.prod(shape[1:]))
+        steps.append(transforms.Lambda(lambda image: image.view(shape[0], -1)[:, order].view(shape)))
+    composed: Callable[[Any], Any] = transforms.Compose(steps)
+    return composed
 
 
 def _mult_adds(model: Any, shape: tuple[int, ...]) -> int:

@@ -144,13 +144,13 @@ def run(
     targets: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TARGET]...",
+            metavar="TARGET",
             help="Stages, groups, keys of foreach (labs), or globs ('train@*'); with all upstream. None means all.",
             show_default=False,
         ),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, help="Stages at once. [default: one per CPU core]")
+        int | None, typer.Option("--jobs", "-j", min=1, help="Stages at once (default: one per CPU core).")
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Run stages even if nothing changed.")] = False,
     keep_going: Annotated[
@@ -164,7 +164,7 @@ def run(
         list[str] | None,
         typer.Option(
             metavar="NAME=SIZE",
-            help="How much there is of a resource of meta.slots. [default: cpu and gpu, as this machine has them]",
+            help="How much there is of a resource of meta.slots (default: cpu and gpu, as this machine has them).",
         ),
     ] = None,
 ) -> None:
@@ -247,7 +247,7 @@ def _interrupted(what: str) -> NoReturn:
 @app.command()
 def plan(
     targets: Annotated[
-        list[str] | None, typer.Argument(metavar="[TARGET]...", help="As for `labdag run`.", show_default=False)
+        list[str] | None, typer.Argument(metavar="TARGET", help="As for `labdag run`.", show_default=False)
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="As for `labdag run`.")] = False,
     downstream: Annotated[bool, typer.Option("--downstream", help="As for `labdag run`.")] = False,
@@ -278,9 +278,9 @@ def plan(
 @app.command()
 def diff(
     old: Annotated[
-        str, typer.Argument(metavar="[REV]", help="A git revision, a DVC experiment, or 'workspace'.")
+        str, typer.Argument(metavar="REV", help="A git revision, a DVC experiment, or 'workspace'.")
     ] = "HEAD",
-    new: Annotated[str, typer.Argument(metavar="[REV]", help="Another one.")] = "workspace",
+    new: Annotated[str, typer.Argument(metavar="REV", help="Another one.")] = "workspace",
     targets: Annotated[
         list[str] | None,
         typer.Option("--target", "-t", metavar="LAB", help="Only this result; may be given again.", show_default=False),
@@ -352,7 +352,7 @@ def _print_markdown(rows: list[dict[str, str]]) -> None:
 
 @app.command()
 def sweep(
-    target: Annotated[str, typer.Argument(help="A lab, or any target of `labdag run`.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A lab, or any target of `labdag run`.")],
     values: Annotated[
         list[str] | None,
         typer.Option(
@@ -417,7 +417,7 @@ def retrain(
         ),
     ] = None,
     branch: Annotated[
-        str | None, typer.Option(help="The branch to take. [default: the one checked out]", show_default=False)
+        str | None, typer.Option(help="The branch to take (default: the one checked out).", show_default=False)
     ] = None,
     remote: Annotated[
         str | None,
@@ -425,10 +425,10 @@ def retrain(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="The artifact to register. [default: the one that the lab makes]", show_default=False),
+        typer.Option(help="The artifact to register (default: the one that the lab makes).", show_default=False),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, help="Stages at once. [default: one per CPU core]")
+        int | None, typer.Option("--jobs", "-j", min=1, help="Stages at once (default: one per CPU core).")
     ] = None,
     pull: Annotated[bool, typer.Option("--pull", help="Fetch what is missing from DVC's remote.")] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Retrain even if nothing has changed.")] = False,
@@ -501,13 +501,13 @@ def up(
     port: Annotated[
         int | None,
         typer.Option(
-            min=1, max=65535, help="The port of the server, and of its UI. [default: 4200]", show_default=False
+            min=1, max=65535, help="The port of the server, and of its UI (default: 4200).", show_default=False
         ),
     ] = None,
     host: Annotated[
         str | None,
         typer.Option(
-            help="The address to listen at; from others than 127.0.0.1 it can be reached by all. [default: 127.0.0.1]",
+            help="The address to listen at; from others than 127.0.0.1 it can be reached by all (default: 127.0.0.1).",
             show_default=False,
         ),
     ] = None,
@@ -516,12 +516,16 @@ def up(
         typer.Option(
             metavar="URL",
             envvar="PREFECT_SERVER_DATABASE_CONNECTION_URL",
-            help="The server's database, such as postgresql://user:password@host/name. [default: the project's SQLite]",
+            show_envvar=False,
+            help="The server's database, such as postgresql://user@host/name (default: the project's SQLite).",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Start Prefect's server, a worker and this project's deployments in the background, and say where the UI is."""
+    """Start Prefect's server, a worker and this project's deployments in the background, and say where the UI is.
+
+    A database with a password is named in PREFECT_SERVER_DATABASE_CONNECTION_URL.
+    """
     root = _project()
     from flows import services
 
@@ -595,12 +599,10 @@ def serve() -> None:
 def verify(
     targets: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[TARGET]...", help="As for `labdag run`. None means all that was run.", show_default=False
-        ),
+        typer.Argument(metavar="TARGET", help="As for `labdag run`. None means all that was run.", show_default=False),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, help="Stages at once. [default: one per CPU core]")
+        int | None, typer.Option("--jobs", "-j", min=1, help="Stages at once (default: one per CPU core).")
     ] = None,
 ) -> None:
     """Run stages again in an isolated copy, with no cache, and hold each output against dvc.lock.
@@ -678,7 +680,7 @@ def list_() -> None:
 @app.command()
 def check(
     labs: Annotated[
-        list[str] | None, typer.Argument(metavar="[LAB]...", help="Labs. None means all that have been run.")
+        list[str] | None, typer.Argument(metavar="LAB", help="Labs. None means all that have been run.")
     ] = None,
 ) -> None:
     """Say whether labs reached what their blocks of params.yaml expect; exit with 1 where one did not."""
@@ -752,14 +754,17 @@ def _reached(root: Path) -> list[Finding]:
 
 
 def _state(reasons: Sequence[tuple[Any, str | None]]) -> str:
-    """Fresh, never run, or the first stage that is stale and why."""
+    """Fresh, never run, what has not run yet of one that was begun, or the first stage that is stale and why."""
     from flows.graph import NEVER_RUN
 
     changed = [(stage.name, reason) for stage, reason in reasons if reason is not None]
     if not changed:
         return "fresh"
-    if reasons[-1][1] == NEVER_RUN:
-        return NEVER_RUN
+    last, reason = reasons[-1]
+    if reason == NEVER_RUN:
+        missing = [stage.name for stage, reason in reasons if reason == NEVER_RUN and stage.key == last.key]
+        began = sum(stage.key == last.key for stage, _ in reasons) > len(missing)
+        return f"unfinished: {missing[0]} has {NEVER_RUN}" if began else NEVER_RUN
     name, reason = changed[0]
     first, *more = reason.split("; ")
     return f"stale: {name}: {first}" + (f" and {len(more)} more" if more else "")

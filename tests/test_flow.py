@@ -441,6 +441,8 @@ def test_list_tells_fresh_from_stale_from_never_run(pipeline: Path) -> None:
         return {row[0]: row[rows[0].index("state")] for row in rows[2:]}
 
     assert states() == {"a": "never run", "b": "never run"}
+    run("dvc", "repro", "--quiet", "fit@a", cwd=pipeline)
+    assert states() == {"a": "unfinished: show@a has never run", "b": "never run"}
     run("dvc", "repro", "--quiet", cwd=pipeline)
     assert states() == {"a": "fresh", "b": "fresh"}
     edit_params(pipeline, fits__a__x=11)

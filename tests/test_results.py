@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 
-from benchmarks import convolutions, projects, results_page
+from benchmarks import ablation, convolutions, projects, results_page
 from stages import params
 from tests.conftest import ROOT, edit_params, run
 
@@ -72,6 +73,31 @@ def test_a_labs_loop_and_the_stages_of_its_pipeline_are_timed() -> None:
     assert all(seconds > 0 for seconds in stages)
     assert 0 < loop_seconds < stages[3]
     assert float(pipeline[-1].strip("%")) == pytest.approx(100 * (1 - loop_seconds / sum(stages)), abs=2)
+
+
+ON_A_CPU = [
+    name for name, choice in ablation.CHOICES.items() if choice.device in (None, "cpu") and choice.precision is None
+]
+
+
+@pytest.mark.parametrize("choice", ON_A_CPU)
+def test_a_loop_is_timed_with_each_choice_and_without_it(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABDAG_DEVICE", "cpu")
+    before = {name: getattr(owner, name) for owner, name, _ in ablation.CHOICES[choice].patches}
+    options = {"lab": "lenet_digits", "one": choice, "images": 64, "threads": 1, "precision": "fp32", "sides": "both"}
+    with_it, without = ablation.training(argparse.Namespace(**options))
+    assert min(with_it, without) > 0
+    assert before == {name: getattr(owner, name) for owner, name, _ in ablation.CHOICES[choice].patches}
+
+
+def test_what_a_choice_gains_is_told() -> None:
+    options = ("--choice", "fused", "--choice", "memory", "--images", "64", "--rounds", "1", "--threads", "1")
+    said = run("python", "-m", "benchmarks.ablation", "lenet_digits", *options, cwd=ROOT).stdout.splitlines()
+    for line, what in zip(said[-2:], ("the fused optimizer", "freed memory kept"), strict=True):
+        name, *speeds, gain = (cell.strip() for cell in line.strip("|").split("|"))
+        with_it, without = (float(speed.replace(",", "")) for speed in speeds)
+        assert name == what
+        assert float(gain) == pytest.approx(with_it / without, abs=0.01)
 
 
 def test_mistakes_get_a_sentence(project: Path) -> None:

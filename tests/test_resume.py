@@ -214,13 +214,16 @@ def remade(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_trainings_killed_at_random_moments_end_with_the_same_bytes(finished_copy: Path, precision: str) -> None:
     folder, chance = finished_copy, random.Random(7)
+    small = MODEL | {"input_shape": [1, 28, 28], "classes": 10, "layers": [8, "M", 16, "M", "M", "M"]}
     edit_params(
         folder,
         labs__lenet_digits__compute__precision=precision,
+        labs__lenet_digits__model=small | {"classifier": {"inputs": 16, "hidden": [16], "dropout": 0.5}},
         labs__lenet_digits__train__epochs=20,
         labs__lenet_digits__train__schedule={"name": "cosine"},
         labs__lenet_digits__transform__random_crop={"padding": 2},
     )
+    run("python", "-m", "stages.build", "lenet_digits", cwd=folder)
     undisturbed = stage(folder)
     undisturbed.communicate()
     expected = remade(folder)
