@@ -137,7 +137,10 @@ CHOICES = {
         "gradients of a convolution of few channels each in its own layout",
         patches=((convolution, "choose_way", no_layouts),),
     ),
-    "winograd": Choice("Winograd's algorithm", patches=((winograd, "is_faster", never),)),
+    "winograd": Choice(
+        "Winograd's algorithm",
+        patches=((winograd, "is_faster", never), (convolution, "choose_way", CHOOSE_WAY.__wrapped__)),
+    ),
     "relu": Choice(
         "max-pooling before ReLU, and with it the first convolution together with its pooling",
         patches=((loop, "pool_before_relu", nothing),),

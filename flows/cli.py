@@ -396,7 +396,8 @@ def sweep(
     failed = [result for result in done.results if result.found is Found.FAILED]
     known = sum(result.found is Found.KNOWN for result in done.results)
     names = [result.experiment for result in done.results if result.experiment]
-    print(f"{len(done.results)} points: {len(names) - known} recorded, {known} known, {len(failed)} failed")
+    points = "1 point" if len(done.results) == 1 else f"{len(done.results)} points"
+    print(f"{points}: {len(names) - known} recorded, {known} known, {len(failed)} failed")
     if names:
         print(f"`dvc exp show --all-commits` has them; `dvc exp apply {names[0]}` brings one into your workspace.")
     if failed:

@@ -182,7 +182,8 @@ def run_stage(
         artifacts.show_pictures(stage, executor.pipeline.root)
     # Skipped is of the type FAILED: of a cancelled task Prefect would not let another one come after.
     state = STATES.get(outcome.ending, Completed)
-    return state(name=outcome.ending.value, message=outcome.reason)
+    # In one line, as Prefect logs it; the lines of a reason are in the stage's log.
+    return state(name=outcome.ending.value, message=" ".join(outcome.reason.split()))
 
 
 @dataclass

@@ -32,6 +32,7 @@ from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    PREFECT_UI_URL,
     get_current_settings,
     temporary_settings,
 )
@@ -98,8 +99,6 @@ def start_temporary() -> None:
     if settings.api.url or not settings.server.ephemeral.enabled:
         return
     _temporary = temporary_server.started()
-    # It has no UI: a link to the run leads nowhere.
-    logging.getLogger("prefect.flow_runs").addFilter(lambda record: not record.getMessage().startswith("View at "))
     get_logger().info("Starting a temporary server; `labdag up` starts one that stays, with a UI.")
     until = time.monotonic() + settings.server.ephemeral.startup_timeout_seconds
     # It listens already: the answer comes as soon as it is ready.
@@ -109,7 +108,8 @@ def start_temporary() -> None:
             break
     else:
         raise TemporaryServerError(LATE if _temporary.process.poll() is None else ENDED)
-    _lasting.enter_context(temporary_settings({PREFECT_API_URL: _temporary.api}))
+    # It has no UI: a link to the run would lead nowhere.
+    _lasting.enter_context(temporary_settings({PREFECT_API_URL: _temporary.api, PREFECT_UI_URL: ""}))
 
 
 def about(error: Exception) -> str | None:

@@ -278,7 +278,7 @@ class _Work:
             f"{CPU}={cores}",
         ]
         env = os.environ | {CLAIMS: str(claims), PARENT: str(os.getpid()), "PREFECT_API_URL": server.address()}
-        env |= PLAIN_LOG
+        env |= PLAIN_LOG | ({} if server.named() else {"PREFECT_UI_URL": ""})  # a temporary one has no UI to link to
         if not server.answers():  # it was there when the sweep began: the point gets a temporary one
             del env["PREFECT_API_URL"]
         last = ""

@@ -201,6 +201,14 @@ def test_a_sweep_leaves_experiments_and_runs_what_they_share_once(repository: Pa
     )
 
 
+def test_points_at_a_temporary_server_name_no_page_of_it(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL")
+    done = run("labdag", "sweep", "train", "-S", "train.lr=1", cwd=repository)
+    assert "1 point: 1 recorded" in done.stdout
+    assert "Starting a temporary server" in done.stderr
+    assert "View at" not in done.stdout + done.stderr, "it has no UI"
+
+
 def test_a_search_tries_so_many_points_and_goes_on_with_more(repository: Path) -> None:
     command = ["labdag", "sweep", "train", "-S", "train.lr=0.1..4", "-S", "seed=1..2", "--metric", "accuracy"]
     done = run(*command, "--trials", "2", "--jobs", "2", cwd=repository)
@@ -237,7 +245,7 @@ def test_what_is_edited_meanwhile_stays_out_of_the_points(repository: Path, monk
     monkeypatch.setenv("TAKES", "0")
     (repository / "log.py").write_text(LOG + "# edited\n")
     done = run("labdag", "sweep", "train", "-S", "seed=1", cwd=repository)  # is another one
-    assert "1 points: 1 recorded" in done.stdout
+    assert "1 point: 1 recorded" in done.stdout
     assert experiments(repository) == ["train-seed1", "train-seed1-2", "train-seed2"]
 
 
@@ -321,7 +329,7 @@ def test_two_sweeps_at_once_give_their_experiments_two_names(repository: Path, m
     assert first.wait(120) == 0
     assert experiments(repository) == ["train-seed1", "train-seed1-2"]
     again = run("labdag", "sweep", "train", "-S", "seed=1", cwd=repository)
-    assert "1 points: 0 recorded, 1 known" in again.stdout
+    assert "1 point: 0 recorded, 1 known" in again.stdout
 
 
 def test_a_submodule_that_experiments_would_lose_is_told(repository: Path) -> None:
@@ -350,7 +358,7 @@ def test_other_values_of_a_like_name_are_another_point(repository: Path) -> None
     assert experiments(repository) == ["train-lr0.123457", "train-lr0.123457-2"]
     run("dvc", "gc", "--workspace", "--force", cwd=repository)
     again = run("labdag", "sweep", "train", "-S", "train.lr=0.12345674", cwd=repository)
-    assert "1 points: 1 recorded, 0 known" in again.stdout, "its results were lost"
+    assert "1 point: 1 recorded, 0 known" in again.stdout, "its results were lost"
     assert experiments(repository) == ["train-lr0.123457", "train-lr0.123457-2"]
 
 

@@ -203,8 +203,12 @@ def test_a_training_with_other_bits_is_found(finished_copy: Path) -> None:
     """A processor with fewer instructions sums in another order: nothing that DVC knows of."""
     older = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
     done = run("labdag", "verify", "lenet_digits", cwd=finished_copy, check=False, **older)
-    print(done.stdout, done.stderr)
     assert done.returncode == 1
+    rows = [line.split() for line in done.stdout.splitlines() if "@lenet_digits" in line]
+    assert rows[0][:2] == ["evaluate@lenet_digits", "results/lenet_digits/metrics.json"], "figures first"
+    assert "loss" in " ".join(done.stdout.split())
+    assert ["train@lenet_digits", "results/lenet_digits/best.safetensors"] in [row[:2] for row in rows]
+    assert re.search(r"^\d+ outputs: \d+ the same, [1-9]\d* different$", done.stdout, re.MULTILINE)
 
 
 def test_a_stage_that_fails_in_the_copy_is_told(made: Path, tmp_path: Path) -> None:
