@@ -1,7 +1,7 @@
 """What each choice of the training loop gains: the loop as shipped beside the loop without one of them.
 
-    python -m benchmarks.ablation                                  # lenet_mnist, fp32, two threads
-    python -m benchmarks.ablation vgg_cifar10 --images 768
+    python -m benchmarks.ablation                                  # lenet_mnist, fp32, with the lab's own threads
+    python -m benchmarks.ablation vgg_cifar10 --images 1024
     python -m benchmarks.ablation --precision bf16 --choice linear --choice fused
 
 Both train the lab's model by its recipe, on random images of its dataset's shape, in one process, some steps each in
@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--choice", choices=CHOICES, action="append", help="may be repeated (default: all)")
     parser.add_argument("--images", type=positive, default=12_800, help="images of a measurement (default: 12800)")
     parser.add_argument("--rounds", type=positive, default=3, help="how often each is measured (default: 3)")
-    parser.add_argument("--threads", type=positive, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--threads", type=positive, help="CPU threads (default: the lab's own)")
     parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32", help="(default: fp32)")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--sides", help=argparse.SUPPRESS)
@@ -182,16 +182,24 @@ def main() -> None:
         print(json.dumps(measured(options)))
         return
     here = "cuda" if is_on_gpu() else "cpu"
-    chosen = [
+    options.threads = options.threads or labs[options.lab].compute.threads
+    there = {
         name
-        for name in options.choice or CHOICES
-        if CHOICES[name].device in (None, here) and CHOICES[name].precision in (None, options.precision)
-    ]
+        for name, choice in CHOICES.items()
+        if choice.device in (None, here) and choice.precision in (None, options.precision)
+    }
+    chosen = options.choice or [name for name in CHOICES if name in there]
+    for name in chosen:
+        if name not in there:
+            choice = CHOICES[name]
+            parser.error(
+                f"'{name}' is a choice on {choice.device or here} in {choice.precision or 'any precision'} only"
+            )
     threads = f"{options.threads} threads, " if here == "cpu" else ""
     print(f"{machine()}\n\n{options.lab}, {options.precision}, {threads}medians of {options.rounds}\n")
     print("| choice | with it, images/s | without | gain |\n| :--- | ---: | ---: | ---: |")
     for name in chosen:
-        both = [_both(options, name) for _ in range(options.rounds)]
+        both = [_both(options, name, number) for number in range(options.rounds)]
         speeds = (numbers.median(pair) for pair in zip(*both, strict=True))
         gain = numbers.median(with_it / without for with_it, without in both)
         print(f"| {CHOICES[name].what} | {' | '.join(f'{speed:,.0f}' for speed in speeds)} | {gain:.2f} |", flush=True)
@@ -217,13 +225,14 @@ def _answer(options: argparse.Namespace, *what: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _both(options: argparse.Namespace, name: str) -> tuple[float, float]:
-    """Images a second with a choice and without it."""
-    if CHOICES[name].of_process:
-        (with_it,), (without,) = (_answer(options, name, "--sides", side) for side in ("with", "without"))
-    else:
+def _both(options: argparse.Namespace, name: str, number: int) -> tuple[float, float]:
+    """Images a second with a choice and without it, in round `number`."""
+    if not CHOICES[name].of_process:
         with_it, without = _answer(options, name, "--sides", "both")
-    return with_it, without
+        return with_it, without
+    order = ("with", "without") if number % 2 == 0 else ("without", "with")
+    found = {side: _answer(options, name, "--sides", side)[0] for side in order}
+    return found["with"], found["without"]
 
 
 class Side:
@@ -293,8 +302,7 @@ def _tests(options: argparse.Namespace) -> dict[int, float]:
     lab = _lab(options)
     with tempfile.TemporaryDirectory() as folder:
         data = _images(lab, lab.compute, min(options.images, TESTED[-1]), Path(folder))
-        model = build_model(lab.model).to(data.labels.device)
-        model.to(memory_format=device.memory_format(lab.compute))
+        model = loop.begin(build_model(lab.model).to(data.labels.device), lab.train, lab.compute, seed=1).model
         found = {}
         for size in (size for size in TESTED if size <= len(data)):
             predict(model, data.part(torch.arange(size)), size, lab.compute)

@@ -755,17 +755,15 @@ def _reached(root: Path) -> list[Finding]:
 
 
 def _state(reasons: Sequence[tuple[Any, str | None]]) -> str:
-    """Fresh, never run, what has not run yet of one that was begun, or the first stage that is stale and why."""
+    """Fresh, never run, the first stage that is stale and why, or what has not run yet of one that was begun."""
     from flows.graph import NEVER_RUN
 
-    changed = [(stage.name, reason) for stage, reason in reasons if reason is not None]
+    never = [stage for stage, reason in reasons if reason is not None and reason.startswith(NEVER_RUN)]
+    changed = [(stage.name, reason) for stage, reason in reasons if reason is not None and stage not in never]
+    if all(stage in never for stage, _ in reasons if stage.key == reasons[-1][0].key):
+        return NEVER_RUN
     if not changed:
-        return "fresh"
-    last, reason = reasons[-1]
-    if reason == NEVER_RUN:
-        missing = [stage.name for stage, reason in reasons if reason == NEVER_RUN and stage.key == last.key]
-        began = sum(stage.key == last.key for stage, _ in reasons) > len(missing)
-        return f"unfinished: {missing[0]} has {NEVER_RUN}" if began else NEVER_RUN
+        return f"unfinished: {never[0].name} has {NEVER_RUN}" if never else "fresh"
     name, reason = changed[0]
     first, *more = reason.split("; ")
     return f"stale: {name}: {first}" + (f" and {len(more)} more" if more else "")

@@ -443,6 +443,9 @@ def test_list_tells_fresh_from_stale_from_never_run(pipeline: Path) -> None:
     assert states() == {"a": "never run", "b": "never run"}
     run("dvc", "repro", "--quiet", "fit@a", cwd=pipeline)
     assert states() == {"a": "unfinished: show@a has never run", "b": "never run"}
+    edit_params(pipeline, fits__a__x=11)
+    assert states() == {"a": "stale: fit@a: params.yaml: fits.a.x 10 → 11", "b": "never run"}
+    edit_params(pipeline, fits__a__x=10)
     run("dvc", "repro", "--quiet", cwd=pipeline)
     assert states() == {"a": "fresh", "b": "fresh"}
     edit_params(pipeline, fits__a__x=11)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import ablation, convolutions, projects, results_page
 from stages import params
+from stages.learning import device
 from tests.conftest import ROOT, edit_params, run
 
 
@@ -75,19 +78,67 @@ def test_a_labs_loop_and_the_stages_of_its_pipeline_are_timed() -> None:
     assert float(pipeline[-1].strip("%")) == pytest.approx(100 * (1 - loop_seconds / sum(stages)), abs=2)
 
 
-ON_A_CPU = [
-    name for name, choice in ablation.CHOICES.items() if choice.device in (None, "cpu") and choice.precision is None
-]
+def calls(side: ablation.Side) -> Counter[str]:
+    """What torch was called for in two steps of a training, and how often."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        side.take_a_turn(2)
+    return Counter({event.key: event.count for event in seen.key_averages()})
 
 
-@pytest.mark.parametrize("choice", ON_A_CPU)
-def test_a_loop_is_timed_with_each_choice_and_without_it(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+# All of a CPU's in fp32, but two of which torch sees nothing: reading ahead, and the memory that the C library keeps.
+@pytest.mark.parametrize(
+    ("lab", "choice"),
+    [
+        *(
+            ("lenet_mnist", name)
+            for name, choice in ablation.CHOICES.items()
+            if choice.device in (None, "cpu") and not choice.precision and name not in ("ahead", "memory", "winograd")
+        ),
+        ("vgg_cifar10", "winograd"),
+        ("lenet_mnist", None),
+    ],
+)
+def test_without_a_choice_a_training_does_other_work(
+    lab: str, choice: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LABDAG_DEVICE", "cpu")
-    before = {name: getattr(owner, name) for owner, name, _ in ablation.CHOICES[choice].patches}
-    options = {"lab": "lenet_digits", "one": choice, "images": 64, "threads": 1, "precision": "fp32", "sides": "both"}
-    with_it, without = ablation.training(argparse.Namespace(**options))
-    assert min(with_it, without) > 0
-    assert before == {name: getattr(owner, name) for owner, name, _ in ablation.CHOICES[choice].patches}
+    block = params.load(ROOT / "params.yaml").labs[lab]
+    count = 4 * block.train.batch_size
+    undone = ablation.CHOICES[choice] if choice else None
+    # The first one makes what the others find.
+    _, as_shipped, without, again = (
+        calls(ablation.Side(block, each, count, tmp_path)) for each in (None, None, undone, None)
+    )
+    assert (as_shipped == without) == (choice is None)
+    assert as_shipped == again, "its patches stayed"
+
+
+def test_a_choice_of_a_whole_process_is_undone_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABDAG_DEVICE", "cpu")
+    kept: list[str] = []
+    monkeypatch.setattr(device, "_keep_freed_memory", lambda: kept.append("kept"))
+    options = {"lab": "lenet_digits", "one": "memory", "images": 64, "threads": 1, "precision": "fp32"}
+    assert len(ablation.training(argparse.Namespace(**options, sides="without"))) == 1
+    assert kept == []
+    assert len(ablation.training(argparse.Namespace(**options, sides="with"))) == 1
+    assert kept
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--choice", "bf16"], "'bf16' is a choice on cpu in bf16 only"),
+        (["--choice", "graphs"], "'graphs' is a choice on cuda in any precision only"),
+    ],
+)
+def test_a_choice_that_is_none_here_is_told(
+    options: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LABDAG_DEVICE", "cpu")
+    monkeypatch.setattr("sys.argv", ["ablation", *options])
+    with pytest.raises(SystemExit):
+        ablation.main()
+    assert sentence in capsys.readouterr().err
 
 
 def test_what_a_choice_gains_is_told() -> None:

@@ -101,8 +101,9 @@ class Images:
         """The batches, as many together as are worth being made into inputs in one go.
 
         With LeNet-5 on MNIST, where each operation on a batch of 64 costs more to begin than to do, it gives 1.05 times
-        the speed (fp32, 2 CPU threads; medians of 5). Where crops and flips are drawn, each batch is made when its turn
-        comes, for then the generator stands after each step where a checkpoint would find it.
+        the speed (fp32, 2 CPU threads with AVX-512, median of 5; with AVX2 1.02). Where crops and flips are drawn, each
+        batch is made when its turn comes, for then the generator stands after each step where a checkpoint would find
+        it.
         """
         count = 1
         if batches and isinstance(batches[0], Tensor) and self.is_resident and not self._pipeline.draws(random):
@@ -134,8 +135,9 @@ class _Pixels(Protocol):
 class _Resident:
     """All images on the device.
 
-    Against a DataLoader that transforms images one by one with PIL, this trains LeNet-5 on MNIST at 1.8 times the
-    speed, and with channels_last inputs and weights 1.17 times that (batch 64, fp32, 2 CPU threads; median of 3).
+    Against a plain loop, with a DataLoader that transforms images one by one with PIL, this trains LeNet-5 on MNIST at
+    1.8 times the speed, and with channels_last inputs and weights 1.17 times that (batch 64, fp32, 2 CPU threads with
+    AVX-512; median of 3).
     """
 
     def __init__(self, images: NDArray[np.uint8], device: torch.device) -> None:
