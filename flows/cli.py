@@ -634,7 +634,8 @@ def verify(
             ]
         )
     same = found.outs - len(found.differences)
-    print(f"{found.outs} outputs: {same} the same, {len(found.differences)} different")
+    outputs = "1 output" if found.outs == 1 else f"{found.outs} outputs"
+    print(f"{outputs}: {same} the same, {len(found.differences)} different")
     if found.differences:
         raise typer.Exit(1)
 

@@ -43,9 +43,8 @@ from stages.program.options import check as check
 from stages.show.page import Plot
 
 
-def _union(package: str, names: list[str], attribute: str, discriminator: str) -> Any:
+def _union(members: list[Any], discriminator: str) -> Any:
     """The options of every module of a registry folder, told apart by one of their keys."""
-    members = [getattr(importlib.import_module(f"{package}.{name}"), attribute) for name in names]
     if len(members) == 1:
         return members[0]
     return Annotated[functools.reduce(operator.or_, members), Field(discriminator=discriminator)]
@@ -84,9 +83,14 @@ class Params(Options):
 
 
 def schema() -> type[Params]:
-    """The schema of params.yaml, with a choice for each model family and each kind of dataset that is there."""
-    model = _union(models.__name__, models.families(), "Model", "name")
-    source = _union(sources.__name__, sources.kinds(), "Source", "kind")
+    """The schema of params.yaml, with a choice for each model family and each kind of dataset that is there.
+
+    Raises:
+        UserError: a family's module can't be taken.
+    """
+    model = _union([models.family(name).Model for name in models.families()], "name")
+    kinds = [importlib.import_module(f"{sources.__name__}.{kind}").Source for kind in sources.kinds()]
+    source = _union(kinds, "kind")
     lab = create_model(
         "Lab",
         __base__=Lab,

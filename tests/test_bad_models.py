@@ -88,3 +88,24 @@ def test_the_stage_tells_it_in_one_line(model: dict[str, Any], sentence: str, tm
     (tmp_path / "params.yaml").write_text(f"labs: {{x: {{seed: 1, model: {model}}}}}\n")
     done = run("python", "-m", "stages.build", "x", cwd=tmp_path, check=False, PYTHONPATH=str(ROOT))
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"Error: params.yaml: {sentence}\n")
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ("class Model:\n    def x(:\n", "stages/models/mine.py, line 2: invalid syntax."),
+        ("", "stages/models/mine.py has no Model; a family of models has `Model`, its options, and `build(model)`"),
+        ("class Model: ...\n", "stages/models/mine.py has no build; a family of models has"),
+        (
+            "import math\n\nWIDTH = math.tow\n",
+            "stages/models/mine.py, line 3: AttributeError: module 'math' has",
+        ),
+    ],
+)
+def test_a_module_that_is_no_family_gets_a_sentence(code: str, sentence: str, project: Path) -> None:
+    (project / "stages/models/mine.py").write_text(code)
+    done = run("labdag", "list", cwd=project, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from stages.datasets.statistics import Statistics
 from stages.program.options import OptionError, Options
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from stages.datasets.statistics import Statistics
 
 
 class ByDataset(Options):
@@ -78,7 +79,7 @@ class Pipeline:
 
     Of whole batches: 51,000 images of 3×32×32 are cropped, flipped and normalised a second so, and 2,400 by
     torchvision's transforms of one PIL image after the other; LeNet-5 on MNIST, which has neither crops nor flips,
-    trains at 2.9 times the speed (2 threads, fp32, AMD EPYC with AVX2).
+    trains at 2.6 times the speed (1 CPU thread, fp32, AMD EPYC with AVX2).
 
     Args:
         transform: the options.

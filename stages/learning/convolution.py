@@ -102,7 +102,7 @@ class PooledConvolution(Convolution):
     is a pixel larger than the layer's, which lies in each of its corners once, with zeros beside it. With few input
     channels such a convolution costs no more, for it fills the processor's vectors, and the pooling is a maximum of
     whole channels. LeNet's first convolution with its pooling takes 0.6 of the time so (64×1×28×28, 1 thread, fp32);
-    on an AMD EPYC with AVX2 the whole training is 1.23 times as fast with one thread, 1.03 times with two.
+    on an AMD EPYC with AVX2 the whole training is 1.19 times as fast with one thread, 1.03 times with two.
 
     It is in float32 also where bf16 is asked for: with so few channels products in bf16 are no faster, and torch's
     backward pass in the plain layout is three times slower in it.

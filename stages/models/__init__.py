@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -50,18 +51,40 @@ def families() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
+def family(name: str) -> Any:
+    """The module of a family, which has `Model` and `build`.
+
+    Raises:
+        UserError: it can't be imported, or lacks one of them.
+    """
+    try:
+        module = importlib.import_module(f"{__name__}.{name}")
+    except SyntaxError as error:
+        raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}.") from None
+    except Exception as error:  # whatever the code of a model raises
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(f"{place.filename}, line {place.lineno}: {type(error).__name__}: {error}.") from None
+    for wanted in ("Model", "build"):
+        if not hasattr(module, wanted):
+            raise UserError(
+                f"{module.__file__} has no {wanted}; a family of models has `Model`, its options, and "
+                "`build(model)`, which makes the network."
+            )
+    return module
+
+
 def model_options(block: dict[str, Any], where: str) -> Any:
     """Validate a `model` block, which stands at `where` of params.yaml: a `Model` of the family it names.
 
     Raises:
-        UserError: the block names no family, or its options are wrong.
+        UserError: the block names no family, its module can't be taken, or its options are wrong.
     """
-    family = block.get("name")
-    if family is None:
+    name = block.get("name")
+    if name is None:
         raise UserError(f"params.yaml: {where}.name is missing: the model's family. Known: {', '.join(families())}.")
-    if family not in families():
-        raise UserError(f"params.yaml: {where}.name: {unknown('model', str(family), families())}")
-    options: type[Options] = importlib.import_module(f"{__name__}.{family}").Model
+    if name not in families():
+        raise UserError(f"params.yaml: {where}.name: {unknown('model', str(name), families())}")
+    options: type[Options] = family(name).Model
     return check(options, block, where)
 
 
@@ -72,7 +95,7 @@ def build_model(options: Any) -> nn.Module:
         OptionError: a layer does not fit its input, or the model does not fit into memory.
     """
     with _within_memory():
-        network: nn.Module = importlib.import_module(f"{__name__}.{options.name}").build(options)
+        network: nn.Module = family(options.name).build(options)
         _initialise(network, options.init)
     return network
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from stages.datasets.statistics import Statistics
 from stages.datasets.transforms import Transform
 from stages.learning.expectation import Expectation, judge
 from stages.learning.history import Epoch, best
 from stages.program.options import Options
 from stages.show.html import fill
+
+if TYPE_CHECKING:
+    from stages.datasets.statistics import Statistics
 
 TEMPLATE = "report.html"
 
