@@ -29,21 +29,16 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.cost import DATASETS, wait_for_gpu
+from benchmarks.cost import DATASETS, random_images, wait_for_gpu
 from benchmarks.results import is_on_gpu, machine, positive
 from benchmarks.train_speed import of_an_image
 from stages import params
-from stages.datasets import arrays
-from stages.datasets.arrays import Split
-from stages.datasets.statistics import Statistics
 from stages.datasets.transforms import Pipeline
 from stages.learning import convolution, device, gpu_convolution, images, linear, loop, winograd
-from stages.learning.images import Images
 from stages.learning.scoring import predict
 from stages.models import build_model
 
@@ -252,7 +247,7 @@ class Side:
             recipe = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update=choice.optimizer)})
         self._batch_size = recipe.batch_size
         with self._undone():
-            data = _images(lab, self._compute, count, folder)
+            data = random_images(lab, self._compute, count, device.choose_device(self._compute), folder)
             run = loop.begin(build_model(lab.model).to(data.labels.device), recipe, self._compute, seed=1)
             self._steps = loop.steps(run, data, recipe, self._compute)
 
@@ -300,16 +295,15 @@ def training(options: argparse.Namespace) -> list[float]:
 def _tests(options: argparse.Namespace) -> dict[int, float]:
     """Images a second of tests in batches of several sizes, in this process."""
     lab = _lab(options)
-    with tempfile.TemporaryDirectory() as folder:
-        data = _images(lab, lab.compute, min(options.images, TESTED[-1]), Path(folder))
-        model = loop.begin(build_model(lab.model).to(data.labels.device), lab.train, lab.compute, seed=1).model
-        found = {}
-        for size in (size for size in TESTED if size <= len(data)):
-            predict(model, data.part(torch.arange(size)), size, lab.compute)
-            wait_for_gpu()
-            clock = time.perf_counter()
-            predict(model, data, size, lab.compute).score(data.labels)
-            found[size] = len(data) / (time.perf_counter() - clock)
+    data = random_images(lab, lab.compute, min(options.images, TESTED[-1]), device.choose_device(lab.compute))
+    model = loop.begin(build_model(lab.model).to(data.labels.device), lab.train, lab.compute, seed=1).model
+    found = {}
+    for size in (size for size in TESTED if size <= len(data)):
+        predict(model, data.part(torch.arange(size)), size, lab.compute)
+        wait_for_gpu()
+        clock = time.perf_counter()
+        predict(model, data, size, lab.compute).score(data.labels)
+        found[size] = len(data) / (time.perf_counter() - clock)
     return found
 
 
@@ -317,20 +311,19 @@ def _transforms(options: argparse.Namespace) -> list[float]:
     """Images a second of which inputs are made, by batches and one by one, in this process."""
     lab = _lab(options)
     size, count, found = lab.train.batch_size, min(options.images, TESTED[-1]), []
-    with tempfile.TemporaryDirectory() as folder:
-        data = _images(lab, lab.compute, count, Path(folder))
-        for stand_in in (Pipeline.__call__, image_by_image):
-            with patch.object(Pipeline, "__call__", stand_in):
-                random = torch.Generator(data.labels.device).manual_seed(0)
-                batches = torch.split(torch.randperm(count).to(data.labels.device), size)
-                for _ in data.batches(batches[:WARM_UP], random):
-                    pass
-                wait_for_gpu()
-                clock = time.perf_counter()
-                for _ in data.batches(batches, random):
-                    pass
-                wait_for_gpu()
-                found.append(count / (time.perf_counter() - clock))
+    data = random_images(lab, lab.compute, count, device.choose_device(lab.compute))
+    for stand_in in (Pipeline.__call__, image_by_image):
+        with patch.object(Pipeline, "__call__", stand_in):
+            random = torch.Generator(data.labels.device).manual_seed(0)
+            batches = torch.split(torch.randperm(count).to(data.labels.device), size)
+            for _ in data.batches(batches[:WARM_UP], random):
+                pass
+            wait_for_gpu()
+            clock = time.perf_counter()
+            for _ in data.batches(batches, random):
+                pass
+            wait_for_gpu()
+            found.append(count / (time.perf_counter() - clock))
     return found
 
 
@@ -338,17 +331,6 @@ def _lab(options: argparse.Namespace) -> Any:
     lab = params.load(ROOT / "params.yaml").labs[options.lab]
     changes = {"threads": options.threads, "precision": options.precision}
     return lab.model_copy(update={"compute": lab.compute.model_copy(update=changes)})
-
-
-def _images(lab: Any, compute: Any, count: int, folder: Path) -> Images:
-    """Random images of the shape of a lab's dataset, which lie in a file, as those of a dataset do."""
-    shape, random = DATASETS[lab.dataset][0], np.random.default_rng(0)
-    pixels = arrays.stored(
-        folder / f"{time.monotonic_ns()}.npy", random.integers(0, 256, (count, *shape), np.uint8), (count, *shape)
-    )
-    known = Statistics(mean=[0.5] * shape[0], std=[0.25] * shape[0], train=count, test=count, classes={"any": count})
-    split = Split(pixels, random.integers(0, 10, count))
-    return Images(split, Pipeline(lab.transform, known), device.choose_device(compute), device.memory_format(compute))
 
 
 if __name__ == "__main__":

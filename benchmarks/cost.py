@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.results import machine
 from stages import params
+from stages.datasets import arrays
 from stages.datasets.arrays import Split
 from stages.datasets.statistics import Statistics
 from stages.datasets.transforms import Pipeline
@@ -75,13 +76,10 @@ def _told(seconds: float) -> str:
 
 def _training(lab: Any, steps: int) -> float:
     """Seconds that the lab's whole training takes."""
-    shape, training, test = DATASETS[lab.dataset]
+    _, training, test = DATASETS[lab.dataset]
     device, recipe = choose_device(lab.compute), lab.train
-    random = np.random.default_rng(0)
     count = max(recipe.batch_size * (WARM_UP + steps), recipe.test_batch_size)
-    split = Split(random.integers(0, 256, (count, *shape), np.uint8), random.integers(0, 10, count))
-    known = Statistics(mean=[0.5] * shape[0], std=[0.25] * shape[0], train=count, test=count, classes={"any": count})
-    images = Images(split, Pipeline(lab.transform, known), device, memory_format(lab.compute))
+    images = random_images(lab, lab.compute, count, device)
     run = loop.begin(build_model(lab.model).to(device), recipe, lab.compute, seed=0)
 
     trained = images.part(torch.arange(recipe.batch_size * (WARM_UP + steps)))
@@ -94,6 +92,16 @@ def _training(lab: Any, steps: int) -> float:
     epoch = _mean(loop.steps(run, trained, recipe, lab.compute)) * -(-training // recipe.batch_size)
     epoch += _mean(tests()) * test / recipe.test_batch_size
     return float(epoch * recipe.epochs)
+
+
+def random_images(lab: Any, compute: Any, count: int, device: torch.device, folder: Path | None = None) -> Images:
+    """Random images of the shape of a lab's dataset, as its training takes them; in a file, where a folder is given."""
+    shape, random = DATASETS[lab.dataset][0], np.random.default_rng(0)
+    pixels, labels = random.integers(0, 256, (count, *shape), np.uint8), random.integers(0, 10, count)
+    if folder:
+        pixels = arrays.stored(folder / f"{time.monotonic_ns()}.npy", pixels, pixels.shape)
+    known = Statistics(mean=[0.5] * shape[0], std=[0.25] * shape[0], train=count, test=count, classes={"any": count})
+    return Images(Split(pixels, labels), Pipeline(lab.transform, known), device, memory_format(compute))
 
 
 def wait_for_gpu() -> None:

@@ -214,7 +214,7 @@ def _measured(options: argparse.Namespace) -> dict[str, float]:
     torch.manual_seed(0)
     shape = DATASETS[lab.dataset][0]
     steps = (
-        _labdags(lab, compute, device, shape, options.images, options.epochs)
+        _labdags(lab, compute, device, options.images, options.epochs)
         if kind == "labdag"
         else _plain(lab, device, shape, options.images, workers)
     )
@@ -243,24 +243,15 @@ def _measured(options: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def _labdags(lab: Any, compute: Any, device: Any, shape: tuple[int, ...], images: int, epochs: int) -> Iterator[Any]:
+def _labdags(lab: Any, compute: Any, device: Any, images: int, epochs: int) -> Iterator[Any]:
     """The model, and after each step of labdag's own loop the number of its images."""
-    import numpy as np
-
-    from stages.datasets.arrays import Split
-    from stages.datasets.statistics import Statistics
-    from stages.datasets.transforms import Pipeline
+    from benchmarks.cost import random_images
     from stages.learning import loop
-    from stages.learning.device import memory_format
-    from stages.learning.images import Images
     from stages.models import build_model
 
-    random = np.random.default_rng(0)
     size = lab.train.batch_size
     count = images + WARM_UP * size
-    split = Split(random.integers(0, 256, (count, *shape), np.uint8), random.integers(0, 10, count))
-    known = Statistics(mean=[0.5] * shape[0], std=[0.25] * shape[0], train=count, test=count, classes={"any": count})
-    data = Images(split, Pipeline(lab.transform, known), device, memory_format(compute))
+    data = random_images(lab, compute, count, device)
     model = build_model(lab.model).to(device)
     yield model
     run = loop.begin(model, lab.train, compute, seed=1)

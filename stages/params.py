@@ -44,7 +44,7 @@ from stages.show.page import Plot
 
 
 def _union(members: list[Any], discriminator: str) -> Any:
-    """The options of every module of a registry folder, told apart by one of their keys."""
+    """Any of `members`, told apart by one of their keys."""
     if len(members) == 1:
         return members[0]
     return Annotated[functools.reduce(operator.or_, members), Field(discriminator=discriminator)]
