@@ -211,6 +211,7 @@ def remade(folder: Path) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.timeout(3600 if STRESS else 300)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_trainings_killed_at_random_moments_end_with_the_same_bytes(finished_copy: Path, precision: str) -> None:
     folder, chance = finished_copy, random.Random(7)
