@@ -28,6 +28,7 @@ LEFT = "the stages that were running left nothing half-written."
 # left out there, in this order.
 LONG = ("report", "state", "why", "found", "advice", "difference", "remark")
 LEAST_WIDTH = 24
+WIDEST = 100_000  # characters of a line that is no terminal's
 SPARED = ("model", "dataset", "best_epoch", "parameters", "seconds", "reused")
 
 app = typer.Typer(
@@ -177,12 +178,15 @@ def run(
     _prepare()
     params = _check_params(root)
     from flows import graph, summary
+    from flows.schedule import sizes
     from flows.targets import select
 
-    sizes = dict(map(_slot, slots or []))
+    told = dict(map(_slot, slots or []))
     targets = _targets(targets, params)
     # Told before Prefect's server is waited for: a typo should not cost ten seconds.
-    select(graph.prepare(root).stages, targets)
+    known = graph.prepare(root).stages
+    select(known, targets)
+    sizes(known, told)
 
     done, failure = _reproduce(
         targets=targets,
@@ -191,7 +195,7 @@ def run(
         keep_going=keep_going,
         downstream=downstream,
         pull=pull,
-        slots=sizes,
+        slots=told,
         root=str(root),
     )
     _print(summary.rows(root, done.stages, done.outcomes))
@@ -664,7 +668,7 @@ def list_() -> None:
     from flows.targets import results, select
 
     with graph.Pipeline(root) as pipeline:
-        stages = pipeline.stages
+        stages = select(pipeline.stages, [])
         stale = {name: graph.told(pipeline.changes(name)) for name in stages}
     labs = results(stages) if params is None else {key: select(stages, [key]) for key in params.labs}
     rows = [
@@ -845,7 +849,7 @@ def _print(rows: list[dict[str, str]], as_is: Container[str] = ()) -> None:
     from rich.measure import Measurement
 
     # A pipe has no width: let nothing be broken there.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDEST)
     table = _table(rows, as_is)
     for column in SPARED:
         if Measurement.get(console, console.options.update(width=1000), table).minimum <= console.width:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from flows.graph import GraphError, Pipeline
+from flows.graph import GraphError, Pipeline, remote_folder
 from flows.journal import Journal
 from flows.schedule import GPU, detected
 from flows.summary import counted
@@ -171,7 +171,19 @@ def _remote(root: Path) -> Finding:
             "none: what the cache has is nowhere else",
             "`dvc remote add --default NAME ADDRESS`.",
         )
-    return Finding("remote", Health.GOOD, default)
+    folder = remote_folder(root, default)
+    if folder is None:
+        return Finding("remote", Health.GOOD, default)
+    if not os.access(_existing(folder), os.W_OK):
+        return Finding("remote", Health.BAD, f"{default}: {folder} can't be written", "Give yourself the right to.")
+    if not folder.is_dir():
+        return Finding(
+            "remote",
+            Health.NOTE,
+            f"{default}: {folder} is not there",
+            "The first `dvc push` makes it; if it was there before, mount its disk.",
+        )
+    return Finding("remote", Health.GOOD, f"{default}: {folder}")
 
 
 def _disk(root: Path, cache: Path) -> Finding:

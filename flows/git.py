@@ -59,6 +59,17 @@ def top(folder: Path) -> Path:
     return Path(git(folder, "rev-parse", "--show-toplevel").rstrip("\n"))
 
 
+def uncommitted(folder: Path) -> list[str]:
+    """Files in `folder` that are not as they were last committed, and new ones that git does not ignore.
+
+    Raises:
+        GitError: there is no commit.
+    """
+    changed = git(folder, "diff", "--name-only", "-z", "--relative", "HEAD").split("\0")
+    new = git(folder, "ls-files", "-z", "--others", "--exclude-standard").split("\0")
+    return [*filter(None, changed), *filter(None, new)]
+
+
 def snapshot(folder: Path) -> str:
     """A sign of the commit and of all files that git does not ignore, as they are now.
 

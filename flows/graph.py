@@ -681,6 +681,16 @@ def near_remotes(root: Path) -> dict[str, Path]:
     return {name: Path(each["url"]) for name, each in remotes.items() if isinstance(each.get("url"), RelPath)}
 
 
+def remote_folder(root: Path, name: str) -> Path | None:
+    """Where a remote of DVC's is, if it is a folder of this machine.
+
+    Raises:
+        GraphError: DVC can't read the repository's settings.
+    """
+    url = str(_config(root)["remote"].get(name, {}).get("url", "")).removeprefix("file://")
+    return Path(os.path.normpath(root / url)) if url and "://" not in url else None
+
+
 def share(copy: Path, cache: Path, remotes: Mapping[str, str] = MappingProxyType({})) -> None:
     """Have a copy of a repository use a cache, and find remotes elsewhere; only this copy of it.
 

@@ -6,6 +6,7 @@ import difflib
 import re
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,7 +85,16 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_summary(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(text, str) for pair in value.items() for text in pair)
+    return isinstance(value, dict) and all(isinstance(name, str) and _is_format(style) for name, style in value.items())
+
+
+def _is_format(style: Any) -> bool:
+    """Whether it is a format of Python's for a number or a text."""
+    for value in (1, 1.0, ""):
+        with suppress(ValueError, TypeError, OverflowError):
+            format(value, style)
+            return True
+    return False
 
 
 def _is_progress(value: Any) -> bool:
@@ -99,8 +109,14 @@ def _is_slots(value: Any) -> bool:
 
 
 _SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "summary": (_is_summary, 'figures with the format of each, such as `meta.summary: {accuracy: ".2%"}`'),
-    "extremes": (_is_summary, 'families with the format of each, such as `meta.extremes: {per_class.*.f1: ".2%"}`'),
+    "summary": (
+        _is_summary,
+        'figures with the format of each, as Python has them, such as `meta.summary: {accuracy: ".2%"}`',
+    ),
+    "extremes": (
+        _is_summary,
+        'families with the format of each, as Python has them, such as `meta.extremes: {per_class.*.f1: ".2%"}`',
+    ),
     "seed": (lambda value: isinstance(value, str), "the name of a param, such as `meta.seed: train.seed`"),
     "report": (lambda value: isinstance(value, str), "the path of a page, such as `meta.report: results/report.html`"),
     "progress": (

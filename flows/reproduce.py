@@ -28,7 +28,7 @@ from flows import artifacts, compare, graph, server, summary
 from flows.execute import Ending, Executor, Outcome
 from flows.git import GitError, git
 from flows.journal import Journal, Run
-from flows.schedule import Schedule, detected
+from flows.schedule import Schedule, sizes
 from flows.supervisor import sweep
 from flows.targets import select
 
@@ -129,9 +129,8 @@ def reproduce(
         executor = held.enter_context(Executor(pipeline, journal, run.id, pull=pull))
         _tidy_up(journal, run, pipeline, executor, logger.warning)
         _tag(folder, targets or [])
-        traversal = _Traversal(
-            stages, executor, journal, Schedule(stages, jobs or os.cpu_count() or 1, detected() | (slots or {}))
-        )
+        there = sizes(pipeline.stages, slots or {})
+        traversal = _Traversal(stages, executor, journal, Schedule(stages, jobs or os.cpu_count() or 1, there))
         with server.watched(UUID(str(flow_run.id)), traversal.cancel):
             outcomes = traversal.run(force=force, keep_going=keep_going)
         _show_metrics(pipeline, [name for name in stages if outcomes[name].ending not in summary.BAD])

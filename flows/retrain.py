@@ -30,7 +30,7 @@ from flows import compare, server
 from flows.files import remove, replace
 from flows.gate import Check, Gate, judge
 from flows.gate import read as read_gate
-from flows.git import GitError, git, top
+from flows.git import GitError, git, top, uncommitted
 from flows.graph import GraphError, Pipeline, Stage, find_root, has_remote
 from flows.points import Point, Setting, Span, read, require_read, settings, write
 from flows.registry import Version, check_name, register, versions, was_registered
@@ -41,6 +41,8 @@ from flows.targets import results, select
 from flows.upstream import DIGITS, made, outdated, signs
 from flows.workspace import TAGS, at_commit, dvc, refresh, require_commit, save
 
+LOCK = "dvc.lock"  # what a run has recorded; the clone finds it in DVC's cache
+MOST = 5  # files to name that are not committed
 FRESH = "fresh"  # the value of a param that is to have one that it never had
 MODELS = (".safetensors", ".pt", ".pth", ".onnx", ".pkl", ".joblib", ".bin")  # how their names end
 STRAY_SECONDS = 10.0  # that a process which was killed may take to end
@@ -184,8 +186,17 @@ class _Work:
             GraphError, GitError, OSError, StageFailedError, RunCancelledError: as the flow says.
         """
         commit = self._newest()
+        self._tell(commit)
         with self._clone(commit) as copy:
             return self._in(copy)
+
+    def _tell(self, commit: str) -> None:
+        """Say which commit is taken, and what of the workspace it lacks: somebody may have expected that to count."""
+        changed = []
+        if commit == git(self.root, "rev-parse", "HEAD").strip():
+            changed = [path for path in uncommitted(self.root) if Path(path).name != LOCK]
+        shown = ", ".join(changed[:MOST]) + (f" and {len(changed) - MOST} more" if len(changed) > MOST else "")
+        self.log(f"Taken is the commit {commit[:7]}" + (f", without what is not committed: {shown}." if shown else "."))
 
     def _newest(self) -> str:
         """The newest commit of the branch."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from flows.graph import Stage
+from flows.graph import GraphError, Stage
 
 CPU, GPU = "cpu", "gpu"
 
@@ -19,6 +19,24 @@ def detected() -> dict[str, int]:
     if visible is not None:
         gpus = gpus[: len([name for name in visible.split(",") if name.strip() not in ("", "-1")])]
     return {CPU: len(os.sched_getaffinity(0)), GPU: len(gpus)}
+
+
+def sizes(stages: Mapping[str, Stage], told: Mapping[str, int]) -> dict[str, int]:
+    """How much there is of each resource: what this machine has, but for what is `told` otherwise.
+
+    Args:
+        stages: all of the pipeline.
+        told: by the user.
+
+    Raises:
+        GraphError: nobody knows the resource that is told of.
+    """
+    known = {*detected(), *(name for stage in stages.values() for name in stage.meta.slots)}
+    if strange := [name for name in told if name not in known]:
+        raise GraphError(
+            f"No stage's meta.slots has '{strange[0]}', so it can't be limited; there are {', '.join(sorted(known))}."
+        )
+    return {**detected(), **told}
 
 
 def chains(stages: Mapping[str, Stage]) -> dict[str, int]:

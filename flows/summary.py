@@ -41,9 +41,12 @@ def metrics(root: Path, stages: Iterable[Stage]) -> dict[str, Any]:
     return values
 
 
-def report(stages: Iterable[Stage]) -> str:
+def report(root: Path, stages: Iterable[Stage]) -> str:
     """The page that a person will want to open, from the last stage that names one (`meta: {report: PATH}`)."""
-    return next((stage.meta.report for stage in reversed(list(stages)) if stage.meta.report), MISSING)
+    path = next((stage.meta.report for stage in reversed(list(stages)) if stage.meta.report), None)
+    if path is None:
+        return MISSING
+    return path if (root / path).exists() else f"{path} is not there"
 
 
 def rows(root: Path, stages: dict[str, Stage], outcomes: Mapping[str, Outcome]) -> list[dict[str, str]]:
@@ -59,7 +62,7 @@ def rows(root: Path, stages: dict[str, Stage], outcomes: Mapping[str, Outcome]) 
             # What a failed or skipped stage left behind is not this run's result.
             **figures(root, members.values(), without=bad),
             "seconds": f"{sum(outcome.seconds for outcome in ended):.1f}",
-            "report": report(members.values()),
+            "report": report(root, members.values()),
         }
         if bad:
             first = next(iter(bad.values()))

@@ -20,7 +20,7 @@ import pytest
 
 from flows.graph import GraphError, Pipeline, Stage, cache_of, has_remote, near_remotes, share
 from flows.meta import Meta
-from flows.summary import figures
+from flows.summary import figures, rows
 from flows.targets import results, select
 from tests.conftest import edit_params, is_gone, run, wait_for
 
@@ -536,20 +536,28 @@ def rows_of(listed: str) -> dict[str, str]:
 
 
 def test_a_value_that_its_format_does_not_fit_is_shown_as_it_is(toy: Callable[..., Path]) -> None:
-    formats = "{word: .2%, none: .2%, list: d, half: d, fine: .1%, odd: what}"
+    formats = "{word: .2%, none: .2%, list: d, half: d, fine: .1%}"
     folder = toy(f"stages:\n  a:\n    cmd: ls\n    metrics: [a.json]\n    meta: {{summary: {formats}}}\n")
-    values = {"word": "high", "none": None, "list": [1], "half": 0.5, "fine": 0.125, "odd": 3}
+    values = {"word": "high", "none": None, "list": [1], "half": 0.5, "fine": 0.125}
     (folder / "a.json").write_text(json.dumps(values))
     row = rows_of(run("labdag", "list", cwd=folder).stdout)["a"]
-    assert row.split()[1:7] == ["high", "null", "[1]", "0.5", "12.5%", "3"]
+    assert row.split()[1:6] == ["high", "null", "[1]", "0.5", "12.5%"]
 
     (folder / "a.json").write_text(json.dumps({"score": 10**400}))  # more than a floating-point number can hold
     assert figures(folder, [Stage("a", (), Meta(summary={"score": ".1%"}), ("a.json",))]) == {"score": str(10**400)}
 
 
+def test_a_report_that_is_not_there_is_told(tmp_path: Path) -> None:
+    stages = {"a": Stage("a", (), Meta(report="a.html")), "b": Stage("b", (), Meta(report="b.html"))}
+    (tmp_path / "a.html").touch()
+    assert [row["report"] for row in rows(tmp_path, stages, {})] == ["a.html", "b.html is not there"]
+
+
 BLOCK = """, but should be a block, such as `meta: {summary: {accuracy: ".2%"}}`."""
 SLOTS = ", but should be a whole number for each resource, such as `meta.slots: {cpu: 2, gpu: 1}`."
-FIGURES = """, but should be figures with the format of each, such as `meta.summary: {accuracy: ".2%"}`."""
+FIGURES = (
+    ', but should be figures with the format of each, as Python has them, such as `meta.summary: {accuracy: ".2%"}`.'
+)
 
 
 @pytest.mark.parametrize(
@@ -563,6 +571,7 @@ FIGURES = """, but should be figures with the format of each, such as `meta.summ
         ("{summary: [acc]}", "stage a@x: meta.summary is ['acc']" + FIGURES),
         ("{summary: }", "stage a@x: meta.summary is None" + FIGURES),
         ("{summary: {acc: 2}}", "stage a@x: meta.summary is {'acc': 2}" + FIGURES),
+        ("{summary: {acc: x%}}", "stage a@x: meta.summary is {'acc': 'x%'}" + FIGURES),
         ("{summary: {1: d}}", "stage a@x: meta.summary is {1: 'd'}" + FIGURES),
         (
             "{report: [a.html]}",

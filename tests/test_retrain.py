@@ -130,6 +130,8 @@ def test_what_passes_the_gate_is_registered_and_what_is_unchanged_is_left_alone(
     first = retrain(repository, "-S", "seed=fresh", "-S", "lr=2.0")
     assert first.returncode == 0, first.stderr
     assert "Registered: train-retrain-1 passed the gate, and is digits@v0.0.1" in first.stdout
+    head = run("git", "rev-parse", "--short=7", "HEAD", cwd=repository).stdout.strip()
+    assert f"Taken is the commit {head}, without what is not committed: params.yaml.\n" in first.stderr + first.stdout
     assert re.search(r"accuracy ≥ 60.0% +70.0% +yes", first.stdout)
     assert state_of(repository) == before
     assert [path.name for path in (repository / ".dvc" / "tmp" / "labdag" / "retrain").iterdir()] == ["train.lock"]

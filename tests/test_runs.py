@@ -262,6 +262,11 @@ def test_slots_given_on_the_command_line(toy: Callable[..., Path]) -> None:
     assert "3 run" in run("labdag", "run", "--jobs", "3", "--slots", "tool=1", cwd=folder).stdout
     done = run("labdag", "run", "--slots", "tool", cwd=folder, check=False)
     assert done.stderr == "Error: --slots tool should be a name and a whole number, such as gpu=1.\n"
+    done = run("labdag", "run", "--slots", "toool=1", cwd=folder, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: No stage's meta.slots has 'toool', so it can't be limited; there are cpu, gpu, tool.\n"
+    )
 
 
 def planned(folder: Path, *arguments: str) -> dict[str, tuple[str, str]]:

@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -311,6 +312,9 @@ def test_projects_keep_out_of_each_others_way(
     shutil.copytree(folder, other, ignore=shutil.ignore_patterns("tmp"))
     services.place(other).mkdir(parents=True)  # of its own database
     (services.place(other) / "deployed.json").write_text(json.dumps({"": ["reproduce/weekly"]}))
+    port = one.api.removesuffix("/api").rpartition(":")[2]
+    said = run("labdag", "up", "--port", port, cwd=other, check=False).stderr
+    assert f"The project in {folder} has its server there; `labdag down`, there, ends it." in said
     command = ("labdag", "up", "--port", str(free_port()))
     refused = run(*command, "--database", postgres, cwd=other, check=False)
     assert "has a deployment reproduce/weekly already, of the project in" in refused.stderr
@@ -322,11 +326,27 @@ def test_projects_keep_out_of_each_others_way(
     assert "weekly" in [each["name"] for each in one.post("deployments/filter")]
 
 
-def test_a_port_that_is_taken_is_told(toy: Callable[..., Path], prefect_server: str) -> None:
-    port = prefect_server.removesuffix("/api").rpartition(":")[2]
-    done = run("labdag", "up", "--port", port, cwd=toy(TOY), check=False)
+def test_where_no_server_can_listen_is_told(toy: Callable[..., Path]) -> None:
+    folder = toy(TOY)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run("labdag", "up", "--port", str(port), cwd=folder, check=False)
     assert done.returncode == 1
-    assert f"Error: No server can be started at 127.0.0.1, port {port}" in done.stderr
+    name = psutil.Process().name()
+    assert done.stderr == (
+        f"Error: No server can be started at 127.0.0.1, port {port}: Address already in use. "
+        f"The process {os.getpid()} ({name}) has it. Name another port with --port.\n"
+    )
+    for host in ("no.such.host.example", "192.0.2.1"):  # no name, and nobody's address
+        done = run("labdag", "up", "--host", host, "--port", str(port), cwd=folder, check=False)
+        assert done.returncode == 1
+        assert re.fullmatch(
+            rf"Error: No server can be started at {host}, port {port}: .*\. Name an address of this machine with "
+            r"--host; 127\.0\.0\.1 is for this machine alone, 0\.0\.0\.0 for all\.\n",
+            done.stderr,
+        )
 
 
 def test_serve_runs_deployments_without_a_worker(
