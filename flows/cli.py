@@ -496,7 +496,7 @@ def _check_points(root: Path, target: str, values: list[str], *, is_grid: bool, 
             changed = copy.deepcopy(text)
             apply(changed, point.values)
             try:
-                params.check(schema, changed)
+                params.whole(schema, changed)
             except params.UserError as error:
                 raise MistakeError(f"{point.name}: {error}") from None
 
@@ -789,11 +789,11 @@ def _project() -> Path:
 
 
 def _prepare() -> None:
-    """Start what takes as long to load as this process takes to load its own: DVC for the stages, Prefect's server."""
+    """Start what takes as long to load as this process takes to load its own, Prefect's server; and the supervisor."""
     from flows import execute, temporary_server
 
-    execute.prepare()
     temporary_server.prepare()
+    execute.prepare()
 
 
 def _check_params(root: Path) -> Params | None:

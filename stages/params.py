@@ -35,11 +35,11 @@ from stages.program.options import (
     DatasetName,
     Options,
     Seed,
+    check,
     read_params,
     unknown,
 )
 from stages.program.options import UserError as UserError  # what load() raises, for its callers
-from stages.program.options import check as check
 from stages.show.page import Plot
 
 
@@ -112,11 +112,30 @@ def load(path: Path = Path(PARAMS_FILE)) -> Params:
     Raises:
         UserError: a line for every fault.
     """
-    params = check(schema(), read_params(path))
+    return whole(schema(), read_params(path))
+
+
+def whole(known: type[Params], values: Mapping[str, Any]) -> Params:
+    """Validate all that params.yaml holds, each block by itself, and then with those that it names.
+
+    Args:
+        known: what `schema` tells.
+        values: as read.
+
+    Raises:
+        UserError: a line for every fault.
+    """
+    params = check(known, values)
     faults = [
         f"{PARAMS_FILE}: labs.{name}.dataset: {unknown('dataset', lab.dataset, params.datasets)}"
         for name, lab in params.labs.items()
         if lab.dataset not in params.datasets
+    ]
+    faults += [
+        f"{PARAMS_FILE}: labs.{name}.{misfit}"
+        for name, lab in params.labs.items()
+        if (source := params.datasets.get(lab.dataset))
+        and (misfit := lab.transform.misfit(lab.model.input_shape, lab.dataset, source.shape()))
     ]
     if "compare" in params.labs:
         faults.append(f"{PARAMS_FILE}: labs.compare: comparisons have this folder of results; take another name.")

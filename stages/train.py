@@ -84,14 +84,12 @@ def _key(section: Section, results: Path, device: torch.device) -> str:
 
 def _check_fit(section: Section, options: Any, dataset: arrays.Dataset, where: str) -> None:
     """Hold the lab's options against its dataset; a line for each that does not fit."""
-    shape, classes = section.transform.shape(dataset.shape), len(dataset.classes)
+    misfit, classes = (
+        section.transform.misfit(options.input_shape, section.dataset, dataset.shape),
+        len(dataset.classes),
+    )
     images = len(dataset.train) - section.train.held_out(len(dataset.train))
-    faults = []
-    if options.input_shape != shape:
-        resized = " when resized" if section.transform.resize else ""
-        faults.append(
-            f"model.input_shape is {options.input_shape}, but the images of {section.dataset} are {shape}{resized}."
-        )
+    faults = [misfit] if misfit else []
     if options.classes != classes:
         faults.append(f"model.classes is {options.classes}, but {section.dataset} has {classes} classes.")
     if (batch := section.train.batch_size) > images:

@@ -201,6 +201,29 @@ def test_a_lab_may_not_have_the_name_of_a_dataset(folder: Path) -> None:
     assert fault(folder) == ("params.yaml: labs.digits: a dataset has this name already; a lab needs one of its own.")
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"labs__lenet_digits__model__input_shape": [3, 28, 28]}, "the images of digits are [1, 28, 28]."),
+        ({"labs__lenet_digits__dataset": "cifar10"}, "the images of cifar10 are [3, 32, 32]."),
+        ({"labs__lenet_digits__transform__resize": [32, 32]}, "the images of digits are [1, 32, 32] when resized."),
+        (
+            {
+                "datasets__photos": {"kind": "image_folder", "path": "x", "size": [20, 30], "color": "rgb"},
+                "labs__lenet_digits__dataset": "photos",
+            },
+            "the images of photos are [3, 20, 30].",
+        ),
+    ],
+)
+def test_a_model_for_other_images_than_the_datasets_is_told(
+    changes: dict[str, Any], sentence: str, folder: Path
+) -> None:
+    shape = changes.get("labs__lenet_digits__model__input_shape", [1, 28, 28])
+    edit_params(folder, **changes)
+    assert fault(folder) == f"params.yaml: labs.lenet_digits.model.input_shape is {shape}, but {sentence}"
+
+
 def test_all_mistakes_are_told_at_once(folder: Path) -> None:
     edit_params(folder, labs__lenet_digits__train__epochs=0, labs__lenet_mnist__plot__dpi=-1)
     assert len(fault(folder).splitlines()) == 2

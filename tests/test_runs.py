@@ -103,7 +103,8 @@ def test_after_a_kill_of_everything_the_next_run_tidies_up_and_goes_on(slow: Pat
 def test_whose_parent_it_is_stays_with_the_run(toy: Callable[..., Path]) -> None:
     """A `labdag run` in a stage's command would end at once: its parent is the stage."""
     folder = toy("stages:\n  inner: {cmd: 'echo parent $LABDAG_PARENT > out', outs: [out]}\n")
-    run("labdag", "run", cwd=folder, LABDAG_PARENT=str(os.getpid()))
+    env = os.environ | {"LABDAG_PARENT": str(os.getpid())}
+    subprocess.run(["labdag", "run"], cwd=folder, env=env, check=True, capture_output=True)
     assert (folder / "out").read_text() == "parent\n"
 
 

@@ -73,6 +73,14 @@ class Transform(Options):
         """Shape C×H×W of what the model sees of an image of shape C×H×W."""
         return [image[0], *(self.resize or image[1:])]
 
+    def misfit(self, input_shape: Sequence[int], dataset: str, image: Sequence[int]) -> str | None:
+        """How a model for inputs of one shape does not fit a dataset whose images have another one; None if it does."""
+        shape = self.shape(image)
+        if list(input_shape) == shape:
+            return None
+        resized = " when resized" if self.resize else ""
+        return f"model.input_shape is {list(input_shape)}, but the images of {dataset} are {shape}{resized}."
+
 
 class Pipeline:
     """A transform made ready for the images of one dataset.

@@ -2,7 +2,8 @@
 
 A source module has four public names:
 
-- `Source`: the typed options of its blocks, with `kind` as a literal equal to the module's name;
+- `Source`: the typed options of its blocks, with `kind` as a literal equal to the module's name, and with a method
+  `shape()`: channels, height and width of its images;
 - `archives(source)`: what must be fetched, a list of `Archive` (empty where nothing must be);
 - `verify(source)`: complains of what is read where it lies, and is not what its checksum is of;
 - `read(source, folder)`: the dataset, from what was fetched into `folder`.

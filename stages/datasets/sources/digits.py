@@ -31,6 +31,10 @@ class Source(Options):
     )
     seed: int = Field(ge=0, le=2**32 - 1, description="Seed of the split into training and test images.")
 
+    def shape(self) -> list[int]:
+        """Channels, height and width of the images."""
+        return [1, self.size, self.size]
+
 
 def archives(_source: Source) -> list[Archive]:
     """Nothing to fetch: the images come with scikit-learn."""

@@ -54,6 +54,10 @@ class Source(Options):
     )
     seed: int = Field(default=0, ge=0, le=2**32 - 1, description="Seed of the split by `test_fraction`.")
 
+    def shape(self) -> list[int]:
+        """Channels, height and width of the images."""
+        return [3 if self.color == "rgb" else 1, *self.size]
+
 
 def archives(source: Source) -> list[Archive]:
     """The archive, where it must be fetched; what lies on this machine is read where it is."""

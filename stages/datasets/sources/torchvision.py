@@ -17,6 +17,8 @@ CLASSES = {
     "MNIST": [str(digit) for digit in range(10)],
     "CIFAR10": ["plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
 }
+# Channels, height and width of the images.
+GREY, COLOR = [1, 28, 28], [3, 32, 32]
 
 
 class Source(Options):
@@ -24,6 +26,10 @@ class Source(Options):
 
     kind: Literal["torchvision"] = Field(description="A dataset that torchvision knows, downloaded once.")
     name: Literal["MNIST", "FashionMNIST", "CIFAR10"] = Field(description="torchvision's name of the dataset.")
+
+    def shape(self) -> list[int]:
+        """Channels, height and width of the images."""
+        return COLOR if self.name == "CIFAR10" else GREY
 
 
 def archives(source: Source) -> list[Archive]:
