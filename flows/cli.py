@@ -789,11 +789,11 @@ def _project() -> Path:
 
 
 def _prepare() -> None:
-    """Start what takes as long to load as this process takes to load its own, Prefect's server; and the supervisor."""
+    """Start what takes as long to load as this process takes to load its own: DVC for the stages, Prefect's server."""
     from flows import execute, temporary_server
 
-    temporary_server.prepare()
     execute.prepare()
+    temporary_server.prepare()
 
 
 def _check_params(root: Path) -> Params | None:

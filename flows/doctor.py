@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import version
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from flows.graph import GraphError, Pipeline, remote_folder
+from flows.graph import GraphError, Pipeline, cache_of, default_remote, link_types
 from flows.journal import Journal
 from flows.schedule import GPU, detected
 from flows.summary import counted
@@ -123,12 +124,14 @@ def _server() -> Finding:
 
 
 def _cache_folder(root: Path) -> Path:
-    return Path((_asked(sys.executable, "-m", "dvc", "cache", "dir", cwd=root) or "").strip() or root / ".dvc/cache")
+    with suppress(GraphError):  # told of the pipeline already
+        return cache_of(root)
+    return root / ".dvc" / "cache"
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the next one above that is there."""
-    return next(parent for parent in (folder, *folder.parents) if parent.exists())
+    """The folder, or the next one above that is there, as far as this user may see."""
+    return next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))  # noqa: PTH110, no error
 
 
 def _cache(root: Path, folder: Path) -> Iterator[Finding]:
@@ -142,7 +145,9 @@ def _cache(root: Path, folder: Path) -> Iterator[Finding]:
         yield Finding("cache", Health.GOOD, str(folder))
     links = re.search(r"^Cache types: (.*)$", told, re.MULTILINE)
     possible = [kind.strip() for kind in links[1].split(",")] if links else []
-    wanted = (_asked(sys.executable, "-m", "dvc", "config", "cache.type", cwd=root) or "").strip()
+    wanted = ""
+    with suppress(GraphError):
+        wanted = ",".join(link_types(root))
     if "reflink" in possible:
         yield Finding("links", Health.GOOD, "reflink: files of the workspace take no room beside the cache's")
     elif wanted:
@@ -157,26 +162,31 @@ def _cache(root: Path, folder: Path) -> Iterator[Finding]:
 
 
 def _remote(root: Path) -> Finding:
-    listed = _asked(sys.executable, "-m", "dvc", "remote", "list", cwd=root) or ""
-    names = [line.split()[0] for line in listed.splitlines() if line.strip()]
-    default = (_asked(sys.executable, "-m", "dvc", "config", "core.remote", cwd=root) or "").strip()
-    if default and default not in names:
-        return Finding(
-            "remote", Health.BAD, f"core.remote is {default}, but there is no such remote", "`dvc remote add` adds it."
-        )
-    if not default:
+    try:
+        found = default_remote(root)
+    except GraphError as error:
+        return Finding("remote", Health.BAD, str(error))
+    if found is None:
         return Finding(
             "remote",
             Health.NOTE,
             "none: what the cache has is nowhere else",
             "`dvc remote add --default NAME ADDRESS`.",
         )
-    folder = remote_folder(root, default)
+    default, folder = found
     if folder is None:
         return Finding("remote", Health.GOOD, default)
-    if not os.access(_existing(folder), os.W_OK):
-        return Finding("remote", Health.BAD, f"{default}: {folder} can't be written", "Give yourself the right to.")
-    if not folder.is_dir():
+    existing = _existing(folder)
+    if not existing.is_dir():
+        return Finding("remote", Health.BAD, f"{default}: {existing} is no folder", "Give the remote another address.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return Finding(
+            "remote",
+            Health.BAD,
+            f"{default}: {folder} can't be written",
+            f"Have its owner give you the right to: `chmod u+rwx {existing}`.",
+        )
+    if existing != folder:
         return Finding(
             "remote",
             Health.NOTE,

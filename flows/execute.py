@@ -20,7 +20,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from flows import supervisor
 from flows.files import remove
 from flows.graph import UNCHANGED, GraphError, Pipeline, Stage, told
 from flows.journal import Journal
@@ -96,27 +95,16 @@ class _Process:
     why: Ending | None = None
 
 
-@dataclass(frozen=True)
-class _Forked:
-    """A supervisor that was forked from this process."""
-
-    pid: int
-
-    def wait(self) -> None:
-        os.waitpid(self.pid, 0)
-
-
-_ahead: list[tuple[_Forked, socket.socket]] = []  # supervisors that nobody uses yet
+_ahead: list[tuple[subprocess.Popen[bytes], socket.socket]] = []  # supervisors that nobody uses yet
 
 
 def prepare() -> None:
-    """Fork the next Executor's supervisor from this process, as long as it has one thread: both need DVC loaded."""
-    pid, control = supervisor.fork()
-    _ahead.append((_Forked(pid), control))
+    """Start the next Executor's supervisor now: it loads DVC while its user is still importing Prefect."""
+    _ahead.append(_start_supervisor())
 
 
 def _start_supervisor() -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start one where there may be threads already: the process, and the socket to talk to it."""
+    """The process, and the socket to talk to it."""
     mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         # -P: the user's project may have a package of that name, too.
@@ -488,7 +476,6 @@ class Executor:
         socket.send_fds(self._control, [json.dumps(order).encode()], files)
 
     def _take_supervisor(self) -> None:
-        self._supervisor: _Forked | subprocess.Popen[bytes]
         self._supervisor, self._control = _ahead.pop() if _ahead else _start_supervisor()
         self._listener = threading.Thread(target=self._listen, args=(self._control,), name="supervisor", daemon=True)
         self._listener.start()

@@ -60,14 +60,18 @@ def top(folder: Path) -> Path:
 
 
 def uncommitted(folder: Path) -> list[str]:
-    """Files in `folder` that are not as they were last committed, and new ones that git does not ignore.
+    """Files of the git repository that holds `folder` which are not as they were last committed, and new ones.
+
+    Returns:
+        Their paths from the top of the repository, without those that git ignores.
 
     Raises:
         GitError: there is no commit.
     """
-    changed = git(folder, "diff", "--name-only", "-z", "--relative", "HEAD").split("\0")
-    new = git(folder, "ls-files", "-z", "--others", "--exclude-standard").split("\0")
-    return [*filter(None, changed), *filter(None, new)]
+    root = top(folder)
+    changed = git(root, "diff", "--name-only", "--no-renames", "-z", "HEAD").split("\0")
+    new = git(root, "ls-files", "-z", "--others", "--exclude-standard").split("\0")
+    return [path for path in dict.fromkeys([*changed, *new]) if path]
 
 
 def snapshot(folder: Path) -> str:

@@ -681,14 +681,29 @@ def near_remotes(root: Path) -> dict[str, Path]:
     return {name: Path(each["url"]) for name, each in remotes.items() if isinstance(each.get("url"), RelPath)}
 
 
-def remote_folder(root: Path, name: str) -> Path | None:
-    """Where a remote of DVC's is, if it is a folder of this machine.
+def default_remote(root: Path) -> tuple[str, Path | None] | None:
+    """DVC's default remote, if there is one: its name, and where it is if that is a folder of this machine.
+
+    Raises:
+        GraphError: DVC can't read the repository's settings, or they have no remote of that name.
+    """
+    options = _config(root)
+    name = options["core"].get("remote")
+    if not name:
+        return None
+    if name not in options["remote"]:
+        raise GraphError(f"core.remote is {name}, but there is no such remote; `dvc remote add` adds it.")
+    url = str(options["remote"][name].get("url", "")).removeprefix("file://")
+    return name, Path(os.path.normpath(root / url)) if url and "://" not in url else None
+
+
+def link_types(root: Path) -> list[str]:
+    """How DVC is told to bring files from the cache into the workspace, best first; none is DVC's own way.
 
     Raises:
         GraphError: DVC can't read the repository's settings.
     """
-    url = str(_config(root)["remote"].get(name, {}).get("url", "")).removeprefix("file://")
-    return Path(os.path.normpath(root / url)) if url and "://" not in url else None
+    return list(_config(root)["cache"].get("type") or [])
 
 
 def share(copy: Path, cache: Path, remotes: Mapping[str, str] = MappingProxyType({})) -> None:

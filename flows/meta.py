@@ -89,7 +89,9 @@ def _is_summary(value: Any) -> bool:
 
 
 def _is_format(style: Any) -> bool:
-    """Whether it is a format of Python's for a number or a text."""
+    """Whether it is a format of Python's for a number or a text, not of hundreds of characters."""
+    if not isinstance(style, str) or re.search(r"\d{3}", style):
+        return False
     for value in (1, 1.0, ""):
         with suppress(ValueError, TypeError, OverflowError):
             format(value, style)

@@ -144,7 +144,7 @@ def start_server(root: Path, host: str, port: int, database: str | None) -> Serv
             probe.bind((host, port))
         except OSError as error:
             raise GraphError(
-                f"No server can be started at {host}, port {port}: {error.strerror}. {_way_out(error, port)}"
+                f"No server can be started at {host}, port {port}: {error.strerror}. {_way_out(error, host, port)}"
             ) from None
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
@@ -180,20 +180,23 @@ def start_server(root: Path, host: str, port: int, database: str | None) -> Serv
     return services
 
 
-def _way_out(error: OSError, port: int) -> str:
+def _way_out(error: OSError, host: str, port: int) -> str:
     """What to do if a server can't listen at an address."""
     if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
         return "Name an address of this machine with --host; 127.0.0.1 is for this machine alone, 0.0.0.0 for all."
-    holder = _holder(port) if error.errno == errno.EADDRINUSE else ""
+    holder = _holder(host, port) if error.errno == errno.EADDRINUSE else ""
     return f"{holder}Name another port with --port."
 
 
-def _holder(port: int) -> str:
-    """Which process listens at a port, as far as this user may know."""
+def _holder(host: str, port: int) -> str:
+    """Which process listens at a port of an address, as far as this user may know."""
+    everywhere = ("0.0.0.0", "::")
+    near = {host, "127.0.0.1" if host == "localhost" else host, *everywhere}
     with suppress(psutil.Error, OSError):
         for connection in psutil.net_connections("tcp"):
-            is_there = connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,)
-            if is_there and connection.pid is not None:
+            address, held = connection.laddr or ("", 0)
+            is_there = held == port and (address in near or host in everywhere)
+            if is_there and connection.status == psutil.CONN_LISTEN and connection.pid is not None:
                 process = psutil.Process(connection.pid)
                 if (other := running(Path(process.cwd()))) is not None and other.server.pid == process.pid:
                     return f"The project in {process.cwd()} has its server there; `labdag down`, there, ends it. "

@@ -46,7 +46,7 @@ def report(root: Path, stages: Iterable[Stage]) -> str:
     path = next((stage.meta.report for stage in reversed(list(stages)) if stage.meta.report), None)
     if path is None:
         return MISSING
-    return path if (root / path).exists() else f"{path} is not there"
+    return path if "://" in path or (root / path).exists() else f"{path} is not there"
 
 
 def rows(root: Path, stages: dict[str, Stage], outcomes: Mapping[str, Outcome]) -> list[dict[str, str]]:

@@ -1,10 +1,10 @@
 """The process above all stages of a run: starts DVC for each, and sees to it that nothing outlives anything.
 
-There is one for a run: forked from a process that has loaded DVC and has no threads yet, or else started (`python -m
-flows.supervisor FD`). It forks for each stage, which spares each of them half a second. A stage leads a session of its
-own. The supervisor adopts whatever loses its parent below it, so that no process of a stage gets out of sight, and ends
-all of it when DVC ends, when it is told to, and at once when the process that asked for it is gone, however that came
-about. If the supervisor itself is killed, the kernel kills DVC; `sweep` finds what DVC had started.
+It is started once for a run (`python -m flows.supervisor FD`), loads DVC once, and forks for each stage, which spares
+each of them half a second. A stage leads a session of its own. The supervisor adopts whatever loses its parent below
+it, so that no process of a stage gets out of sight, and ends all of it when DVC ends, when it is told to, and at once
+when the process that asked for it is gone, however that came about. If the supervisor itself is killed, the kernel
+kills DVC; `sweep` finds what DVC had started.
 
 It talks over a socket, in JSON:
 
@@ -100,47 +100,12 @@ class _Child:
 
 def main() -> None:
     """Serve the process at the other end of the socket until it is gone."""
-    _serve(socket.socket(fileno=int(sys.argv[1])))
-
-
-def fork() -> tuple[int, socket.socket]:
-    """Load DVC, and fork a supervisor, which has it: its process, and the socket to talk to it.
-
-    It is for processes with no thread but this one: what others hold in the moment of a fork is held for ever in it.
-    """
-    load()
-    mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    sys.stdout.flush()  # or what waits there to be written would be written by each fork
-    sys.stderr.flush()
-    with theirs:
-        if (pid := os.fork()) == 0:
-            try:
-                os.setsid()
-                nothing = os.open(os.devnull, os.O_RDONLY)
-                os.dup2(nothing, 0)
-                control = theirs.detach()
-                os.closerange(3, control)
-                os.closerange(control + 1, os.sysconf("SC_OPEN_MAX"))
-                gc.enable()
-                _serve(socket.socket(fileno=control))
-            except BaseException:
-                import traceback
-
-                traceback.print_exc()
-            finally:
-                os._exit(CRASHED)
-    return pid, mine
-
-
-def _serve(control: socket.socket) -> NoReturn:
+    control = socket.socket(fileno=int(sys.argv[1]))
     # Ctrl-C and a closed terminal are for the asking process to act on.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    load()
-    importlib.import_module("flows.recording").install()
-    gc.collect()
-    gc.freeze()  # shared with the children, untouched
+    _load()
     Supervisor(control).serve()
     os._exit(0)  # there is nothing to tidy up in this process, and whoever asked may be waiting
 
@@ -265,11 +230,14 @@ def _become_dvc(order: dict[str, Any], output: int, supervisor: int) -> NoReturn
         os._exit(code)
 
 
-def load() -> None:
+def _load() -> None:
     """Import what DVC imports on its way to running a stage, so that the children have it."""
     for name in NEEDED:
         importlib.import_module(name)
     importlib.import_module("dvc.cli.parser").get_main_parser()  # which DVC keeps, once it is made
+    importlib.import_module("flows.recording").install()
+    gc.collect()
+    gc.freeze()  # shared with the children, untouched
 
 
 def _end(leader: int, mark: str) -> list[str]:

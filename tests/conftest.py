@@ -11,8 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,6 @@ import httpx
 import psutil
 import pytest
 from ruamel.yaml import YAML
-
-from tests.forks import PROGRAMS, Forks, serving, write_names
 
 ROOT = Path(__file__).parents[1]
 MIRRORS = os.environ.get("LABDAG_MIRRORS")  # where true archives are at hand, some tests take them
@@ -80,31 +76,11 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-_forks: Callable[[], Forks]  # starts the process that commands are forked from, once
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _commands(_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Where commands are forked from, for as long as there are tests."""
-    global _forks
-    with ExitStack() as held:
-
-        @cache
-        def start() -> Forks:
-            names = made_once(tmp_path_factory, "loaded", write_names)
-            return held.enter_context(serving(tmp_path_factory.mktemp("forks"), names))
-
-        _forks = start
-        yield
-
-
 def run(*command: str | Path, cwd: Path, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; `dvc`, `python` and `labdag` are those of this environment."""
-    words, environment = list(map(str, command)), os.environ | env
-    if words[0] in PROGRAMS and not any(name.startswith("PYTHON") for name in env):
-        done = _forks().run(words, cwd, environment, LONGEST)
-    else:
-        done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=LONGEST)
+    done = subprocess.run(
+        list(map(str, command)), cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=LONGEST
+    )
     if check and done.returncode != 0:
         pytest.fail(f"{command} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done

@@ -62,20 +62,6 @@ json.dump({"score": params["x"]}, open("score.json", "w"))
 """
 
 
-# What a run and its supervisor have open besides input and output, told by a stage.
-LOOK = """
-import json, os, psutil
-dvc = next(each for each in psutil.Process().parents() if os.getsid(each.pid) == each.pid)
-supervisor = dvc.parent()
-held = []
-for process in (supervisor.parent(), supervisor):
-    numbers = [number for number in os.listdir(f"/proc/{process.pid}/fd") if int(number) > 2]
-    links = [os.readlink(f"/proc/{process.pid}/fd/{number}") for number in numbers]
-    held.append([link for link in links if not link.startswith("anon_inode:")])  # which all have one name
-json.dump(held, open("held", "w"))
-"""
-
-
 class Bench:
     """A repository and an executor for its stages."""
 
@@ -199,24 +185,6 @@ def test_a_stop_ends_a_stage_with_all_its_processes_within_five_seconds(made: Be
     thread.join()
     assert [outcome.ending for outcome in outcomes] == [Ending.CANCELLED]
     assert made.outs() == before
-
-
-def test_a_supervisor_is_forked_from_a_process_of_one_thread(tmp_path: Path) -> None:
-    """What other threads hold in the moment of a fork is held for ever in the child."""
-    code = "from flows import supervisor; supervisor.load(); import os; assert len(os.listdir('/proc/self/task')) == 1"
-    run("python", "-c", code, cwd=tmp_path)
-
-
-def test_a_forked_supervisor_holds_nothing_of_the_run_open(
-    toy: Callable[..., Path], prefect_server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else it would not see the run's end."""
-    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
-    folder = toy("stages:\n  look: {cmd: python look.py, outs: [held]}\n", **{"look.py": LOOK})
-    run("labdag", "run", cwd=folder)
-    theirs, own = json.loads((folder / "held").read_text())
-    assert theirs
-    assert not {*theirs} & {*own}
 
 
 @pytest.mark.parametrize("victim", ["dvc", "supervisor", "command"])

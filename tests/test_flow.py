@@ -492,7 +492,7 @@ def test_a_name_with_the_signs_of_a_glob_names_itself() -> None:
 
 def test_without_stages_one_sentence(toy: Callable[..., Path]) -> None:
     folder = toy("{}")
-    for command in ("run", "plan"):
+    for command in ("run", "plan", "list"):
         done = run("labdag", command, cwd=folder, check=False)
         assert (done.returncode, done.stderr.partition(":")[0]) == (1, "Error")
         assert "There are no stages here" in done.stderr
@@ -550,7 +550,9 @@ def test_a_value_that_its_format_does_not_fit_is_shown_as_it_is(toy: Callable[..
 def test_a_report_that_is_not_there_is_told(tmp_path: Path) -> None:
     stages = {"a": Stage("a", (), Meta(report="a.html")), "b": Stage("b", (), Meta(report="b.html"))}
     (tmp_path / "a.html").touch()
-    assert [row["report"] for row in rows(tmp_path, stages, {})] == ["a.html", "b.html is not there"]
+    stages["c"] = Stage("c", (), Meta(report="https://example.org/c"))
+    told = [row["report"] for row in rows(tmp_path, stages, {})]
+    assert told == ["a.html", "b.html is not there", "https://example.org/c"]
 
 
 BLOCK = """, but should be a block, such as `meta: {summary: {accuracy: ".2%"}}`."""
@@ -572,6 +574,7 @@ FIGURES = (
         ("{summary: }", "stage a@x: meta.summary is None" + FIGURES),
         ("{summary: {acc: 2}}", "stage a@x: meta.summary is {'acc': 2}" + FIGURES),
         ("{summary: {acc: x%}}", "stage a@x: meta.summary is {'acc': 'x%'}" + FIGURES),
+        ("{summary: {acc: '>99999999999'}}", "stage a@x: meta.summary is {'acc': '>99999999999'}" + FIGURES),
         ("{summary: {1: d}}", "stage a@x: meta.summary is {1: 'd'}" + FIGURES),
         (
             "{report: [a.html]}",

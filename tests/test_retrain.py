@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from flows.gate import Gate, judge, read
+from flows.git import uncommitted
 from flows.graph import GraphError, Pipeline
 from flows.registry import check_name, register, versions, was_registered
 from flows.workspace import at_commit
@@ -125,13 +126,17 @@ def test_what_passes_the_gate_is_registered_and_what_is_unchanged_is_left_alone(
 ) -> None:
     params = repository / "params.yaml"
     params.write_text(params.read_text().replace("lr: 1.0", "lr: nonsense"))  # being edited: of no concern
+    for number in range(6):
+        (repository / f"new {number}").touch()
     before = state_of(repository)
 
     first = retrain(repository, "-S", "seed=fresh", "-S", "lr=2.0")
     assert first.returncode == 0, first.stderr
     assert "Registered: train-retrain-1 passed the gate, and is digits@v0.0.1" in first.stdout
     head = run("git", "rev-parse", "--short=7", "HEAD", cwd=repository).stdout.strip()
-    assert f"Taken is the commit {head}, without what is not committed: params.yaml.\n" in first.stderr + first.stdout
+    left_out = "params.yaml, new 0, new 1, new 2, new 3 and 2 more"
+    said = f"Taken is the commit {head}, without what is not committed: {left_out}.\n"
+    assert said in first.stderr + first.stdout
     assert re.search(r"accuracy ≥ 60.0% +70.0% +yes", first.stdout)
     assert state_of(repository) == before
     assert [path.name for path in (repository / ".dvc" / "tmp" / "labdag" / "retrain").iterdir()] == ["train.lock"]
@@ -172,6 +177,17 @@ def test_what_passes_the_gate_is_registered_and_what_is_unchanged_is_left_alone(
     other = retrain(repository, "-S", "seed=fresh", "-S", "lr=2.2")  # known, but not held against this champion
     assert "train-retrain-5 did not pass the gate, against digits@v0.0.2" in other.stdout
     assert state_of(repository) == before
+
+
+def test_files_that_are_not_committed_are_told_once_each(toy: Callable[..., Path]) -> None:
+    folder = toy("stages:\n  a: {cmd: touch a, outs: [a]}\n", one="1", two="2", three="3")
+    assert uncommitted(folder) == []
+    run("git", "mv", "one", "renamed", cwd=folder)
+    run("git", "rm", "--quiet", "--cached", "two", cwd=folder)
+    (folder / "three").unlink()
+    (folder / "sub").mkdir()
+    (folder / "sub" / "new ä").touch()
+    assert sorted(uncommitted(folder / "sub")) == ["one", "renamed", "sub/new ä", "three", "two"]
 
 
 def test_a_failure_leaves_no_trace_and_raises_an_event(repository: Path, prefect_server: str) -> None:

@@ -103,8 +103,7 @@ def test_after_a_kill_of_everything_the_next_run_tidies_up_and_goes_on(slow: Pat
 def test_whose_parent_it_is_stays_with_the_run(toy: Callable[..., Path]) -> None:
     """A `labdag run` in a stage's command would end at once: its parent is the stage."""
     folder = toy("stages:\n  inner: {cmd: 'echo parent $LABDAG_PARENT > out', outs: [out]}\n")
-    env = os.environ | {"LABDAG_PARENT": str(os.getpid())}
-    subprocess.run(["labdag", "run"], cwd=folder, env=env, check=True, capture_output=True)
+    run("labdag", "run", cwd=folder, LABDAG_PARENT=str(os.getpid()))
     assert (folder / "out").read_text() == "parent\n"
 
 
@@ -414,6 +413,28 @@ def test_doctor_says_what_is_amiss(pipeline: Path, monkeypatch: pytest.MonkeyPat
     assert done.returncode == 1
     for what in ("Prefect server", "locks", "pipeline", "remote"):
         assert re.search(rf"^ {what} +bad ", done.stdout, re.MULTILINE), done.stdout
+
+
+def test_doctor_says_where_the_remote_is(toy: Callable[..., Path]) -> None:
+    folder = toy("stages:\n  a: {cmd: touch a, outs: [a]}\n")
+    run("dvc", "remote", "add", "--quiet", "--default", "store", "../a folder that is deep/store", cwd=folder)
+    place = folder.parent / "a folder that is deep" / "store"
+
+    def remote(is_well: bool = True) -> str:
+        done = run("labdag", "doctor", cwd=folder, check=False)
+        assert done.returncode == (0 if is_well else 1)
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith(" remote")]
+        return " ".join(line.split())
+
+    advice = "The first `dvc push` makes it; if it was there before, mount its disk."
+    assert remote() == f"remote note store: {place} is not there {advice}"
+    place.mkdir(parents=True)
+    assert remote() == f"remote ok store: {place} -"
+    place.rmdir()
+    place.touch()
+    assert remote(is_well=False) == f"remote bad store: {place} is no folder Give the remote another address."
+    run("dvc", "remote", "modify", "--quiet", "store", "url", "s3://bucket/labs", cwd=folder)
+    assert remote() == "remote ok store -"
 
 
 def test_a_second_run_does_not_wait_with_what_is_fresh_though_another_reads_it(slow: Path) -> None:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -328,11 +329,21 @@ def test_projects_keep_out_of_each_others_way(
 
 def test_where_no_server_can_listen_is_told(toy: Callable[..., Path]) -> None:
     folder = toy(TOY)
+    elsewhere = (
+        "import socket, sys; s = socket.create_server(('127.0.0.2', int(sys.argv[1]))); print(flush=True); input()"
+    )
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = run("labdag", "up", "--port", str(port), cwd=folder, check=False)
+        # The port of another address is another's, and of no concern.
+        with subprocess.Popen(
+            [sys.executable, "-c", elsewhere, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as other:
+            assert other.stdout is not None
+            other.stdout.readline()
+            done = run("labdag", "up", "--port", str(port), cwd=folder, check=False)
+            other.kill()
     assert done.returncode == 1
     name = psutil.Process().name()
     assert done.stderr == (
