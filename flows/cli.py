@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Sequence
+    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
     from rich.table import Table
 
@@ -29,12 +29,14 @@ LEFT = "the stages that were running left nothing half-written."
 LONG = ("report", "state", "why", "found", "advice", "difference", "remark")
 LEAST_WIDTH = 24
 WIDEST = 100_000  # characters of a line that is no terminal's
+GAP = 3  # characters between two columns of a table; one is at its left, and one at its right
 SPARED = ("model", "dataset", "best_epoch", "parameters", "seconds", "reused")
 
 app = typer.Typer(
     name="labdag",
     help="Run DVC pipelines as Prefect flows: in parallel, exactly what a change affects, and nothing else.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -201,7 +203,11 @@ def run(
     _print(summary.rows(root, done.stages, done.outcomes))
     print(f"{summary.counts(done.outcomes.values())}")
     if failure is not None:
-        _fail(str(failure))
+        from flows.reproduce import NOT_STARTED
+
+        is_cut_short = any(outcome.reason.startswith(NOT_STARTED) for outcome in done.outcomes.values())
+        hint = "\nWhat does not depend on that was not started either; `--keep-going` goes on with it."
+        _fail(f"{failure}{hint if is_cut_short else ''}")
 
 
 def _reproduce(**parameters: Any) -> tuple[Reproduction, StageFailedError | None]:
@@ -223,8 +229,9 @@ def _reproduce(**parameters: Any) -> tuple[Reproduction, StageFailedError | None
 
 def _flow(function: Callable[..., Any], if_interrupted: str, **parameters: Any) -> Any:
     """Run a flow, with a temporary server where none is named: what it returns."""
-    from flows import server
+    from flows import graph, server
 
+    graph.hide_progress()
     gc.freeze()
     gc.enable()
     # Closing the terminal, or `kill`, ends a run as Ctrl-C does: with no stage left behind. (While the flow runs,
@@ -817,46 +824,88 @@ def _described(lab: Any) -> dict[str, str]:
     return {} if lab is None else {"dataset": lab.dataset, "model": lab.model.name}
 
 
-def _table(rows: list[dict[str, str]], as_is: Container[str] = ()) -> Table:
+def _widths(rows: list[dict[str, str]], width: int, *, whole_words: bool) -> dict[str, int] | None:
+    """How many characters wide each column of a table is, LONG ones as far as there is room; None if there is none.
+
+    Args:
+        rows: of the table.
+        width: of the terminal.
+        whole_words: whether no word, such as a path, may be broken.
+    """
+    from rich.cells import cell_len
+
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    texts = {name: [name, *(row.get(name, "-") for row in rows)] for name in columns}
+    found = {name: max(map(cell_len, texts[name])) for name in columns}
+    least = {name: min(size, LEAST_WIDTH) if name in LONG else size for name, size in found.items()}
+    if whole_words:
+        words = {name: max(cell_len(word) for text in texts[name] for word in text.split()) for name in columns}
+        least = {name: max(size, words[name]) for name, size in least.items()}
+    excess = sum(found.values()) + GAP * len(columns) - 1 - width
+    while excess > 0:
+        name = max(found, key=lambda name: (found[name] > least[name], found[name]))
+        if found[name] == least[name]:
+            return None
+        found[name] -= 1
+        excess -= 1
+    return found
+
+
+def _table(rows: list[dict[str, str]], widths: Mapping[str, int], as_is: Container[str]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    columns = list(dict.fromkeys(column for row in rows for column in row))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
+    for column, width in widths.items():
         is_number = all(row.get(column, "-")[:1].isdigit() or row.get(column, "-") == "-" for row in rows)
         table.add_column(
             column if column in as_is else column.replace("_", " "),
             justify="right" if is_number else "left",
             no_wrap=column not in LONG,
             overflow="fold",
-            min_width=min(LEAST_WIDTH, max(len(row.get(column, "")) for row in rows)) if column in LONG else None,
+            width=width,
         )
     for row in rows:
-        table.add_row(*(Text(row.get(column, "-")) for column in columns))
+        table.add_row(*(Text(row.get(column, "-")) for column in widths))
+    return table
+
+
+def _blocks(rows: list[dict[str, str]], as_is: Container[str]) -> Table:
+    """What a table has, each cell in lines of its own."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold", ratio=1)
+    for row in rows:
+        table.add_row("", "")
+        for column, text in row.items():
+            table.add_row(column if column in as_is else column.replace("_", " "), Text(text))
+    table.add_row("", "")
     return table
 
 
 def _print(rows: list[dict[str, str]], as_is: Container[str] = ()) -> None:
-    """Print a table, without some of its columns where the terminal is too narrow for all.
+    """Print a table, without some of its columns where the terminal is too narrow for all, but with no cell cut off.
 
     Args:
         rows: of the table, by column.
         as_is: columns that are named by the user, and so keep their names.
     """
     from rich.console import Console
-    from rich.measure import Measurement
 
     # A pipe has no width: let nothing be broken there.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDEST)
-    table = _table(rows, as_is)
-    for column in SPARED:
-        if Measurement.get(console, console.options.update(width=1000), table).minimum <= console.width:
+    shown = rows
+    for column in ("", *SPARED):
+        shown = [{name: value for name, value in row.items() if name != column} for row in shown]
+        if (widths := _widths(shown, console.width, whole_words=True)) is not None:
             break
-        rows = [{name: value for name, value in row.items() if name != column} for row in rows]
-        table = _table(rows, as_is)
-    console.print(table)
+    else:
+        widths = _widths(shown, console.width, whole_words=False)
+    console.print(_blocks(rows, as_is) if widths is None else _table(shown, widths, as_is))
 
 
 def _fail(message: str) -> None:

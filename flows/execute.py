@@ -86,9 +86,11 @@ class _Process:
         lines: what it printed.
         held: what it has printed since it has begun to say that it failed; if so, that is told as the stage's reason.
         why: why it was told to stop, if it was.
+        is_spared: whether it puts things in order, and so is not stopped with the run.
     """
 
     stage: str
+    is_spared: bool = False
     code: Future[tuple[int, list[str]]] = field(default_factory=Future)
     lines: list[str] = field(default_factory=list)
     held: list[str] = field(default_factory=list)
@@ -152,7 +154,7 @@ class Executor:
         """End every running stage with all its processes, first politely, and start no more."""
         self._stopped.set()
         with self._mutex:
-            running = [number for number, process in self._processes.items() if not process.code.done()]
+            running = [n for n, process in self._processes.items() if not (process.is_spared or process.code.done())]
         for number in running:
             self._stop(number, Ending.CANCELLED)
 
@@ -389,7 +391,7 @@ class Executor:
         self, argv: list[str], stage: Stage, log: Callable[[str], None], *, despite_stop: bool = False
     ) -> _Process:
         """Run a DVC command for a stage to its end."""
-        process = _Process(stage.name)
+        process = _Process(stage.name, despite_stop)
         with self._mutex:
             if self._stopped.is_set() and not despite_stop:
                 process.why = Ending.CANCELLED

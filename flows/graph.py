@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import threading
@@ -658,6 +659,12 @@ def cache_of(root: Path) -> Path:
         GraphError: DVC can't read the repository's settings.
     """
     return Path(_config(root)["cache"].get("dir") or root / ".dvc" / "cache").absolute()
+
+
+def hide_progress() -> None:
+    """Have DVC draw no progress bars in this process: in a terminal they lie over the lines of a run's log."""
+    for name in ("dvc.progress", "dvc_data.callbacks"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def has_remote(root: Path) -> bool:

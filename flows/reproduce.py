@@ -33,6 +33,7 @@ from flows.supervisor import sweep
 from flows.targets import select
 
 MANY = 1000  # threads at most; how many stages really run at once is for the schedule to say
+NOT_STARTED = "not started"  # how the reason begins for a stage that could have run, had another one not failed
 CLAIM_SECONDS = 0.2  # between two tries to claim a stage that another run has
 STATES = {Ending.FAILED: Failed, Ending.TAINTED: Failed, Ending.SKIPPED: Failed, Ending.CANCELLED: Failed}
 
@@ -304,7 +305,7 @@ class _Traversal:
         if not keep_going:
             for outcome in self.outcomes.values():
                 if outcome.ending in (Ending.FAILED, Ending.TAINTED):
-                    return Outcome(stage.name, Ending.SKIPPED, f"not started, for {outcome.stage} failed")
+                    return Outcome(stage.name, Ending.SKIPPED, f"{NOT_STARTED}, for {outcome.stage} failed")
         return None
 
     def _tell_once(self, name: str, text: str) -> None:

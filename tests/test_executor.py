@@ -187,6 +187,20 @@ def test_a_stop_ends_a_stage_with_all_its_processes_within_five_seconds(made: Be
     assert made.outs() == before
 
 
+def test_who_stops_a_run_twice_gets_the_last_good_outputs_back_too(made: Bench) -> None:
+    before = made.outs()
+    made.set(mood="sleep", x=2)
+    thread, outcomes = made.start()
+    (first,) = made.running._processes
+    made.running.stop()
+    wait_for(lambda: {*made.running._processes} - {first})  # it puts them back
+    time.sleep(0.1)
+    made.running.stop()
+    thread.join()
+    assert [outcome.ending for outcome in outcomes] == [Ending.CANCELLED]
+    assert made.outs() == before
+
+
 @pytest.mark.parametrize("victim", ["dvc", "supervisor", "command"])
 def test_whoever_is_killed_takes_the_stage_along_and_it_can_run_again(made: Bench, victim: str) -> None:
     before = made.outs()

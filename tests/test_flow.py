@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import re
 import signal
+import struct
 import subprocess
+import termios
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -319,6 +322,27 @@ def test_ctrl_c_at_a_terminal_ends_a_run_that_has_a_temporary_server(toy: Callab
     assert b"Interrupted; the stages that were running left nothing half-written." in said
     assert b"Traceback" not in said
     assert is_gone(int((folder / "pid").read_text()))
+
+
+def test_no_progress_bar_lies_over_the_log_in_a_terminal(toy: Callable[..., Path], prefect_server: str) -> None:
+    folder = toy("stages:\n  a: {cmd: ls data > a, deps: [data], outs: [a]}\n")
+    (folder / "data").mkdir()
+    for number in range(10):
+        (folder / "data" / str(number)).write_text(str(number))
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(folder)
+        os.execvpe("labdag", ["labdag", "run"], os.environ | {"PREFECT_API_URL": prefect_server})
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    said = b""
+    with suppress(OSError):  # the terminal closes with its last process
+        while part := os.read(terminal, 4096):
+            said += part
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, said.decode()
+    assert b"1 stage: 1 run" in said
+    assert b"Collecting" not in said
+    assert not re.search(rb"\r[^\n]", said)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -20,6 +20,13 @@ def test_each_command_is_told_of() -> None:
     assert all(f"│ {command} " in said() for command in COMMANDS)
 
 
+def test_help_is_asked_for_in_short_too() -> None:
+    for command in ((), ("run",)):
+        assert CliRunner().invoke(app, [*command, "-h"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).stdout == said(
+            *command
+        )
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_nothing_is_cut_off(command: str) -> None:
     text = said(command)

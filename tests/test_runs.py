@@ -202,10 +202,13 @@ def test_keep_going_and_its_opposite(toy: Callable[..., Path], server: Server) -
         "  last: {cmd: cp y z, deps: [y], outs: [z]}\n"
         "  good: {cmd: echo > g, outs: [g]}\n"
     )
-    run("labdag", "run", "--jobs", "1", cwd=folder, check=False)
+    hint = "What does not depend on that was not started either; `--keep-going` goes on with it.\n"
+    done = run("labdag", "run", "--jobs", "1", cwd=folder, check=False)
+    assert done.stderr.endswith(hint)
     assert server.states() == {"bad": "Failed", "next": "Skipped", "last": "Skipped", "good": "Skipped"}
     assert server.tasks()["good"]["state"]["message"] == "not started, for bad failed"
-    run("labdag", "run", "--jobs", "1", "--keep-going", cwd=folder, check=False)
+    done = run("labdag", "run", "--jobs", "1", "--keep-going", cwd=folder, check=False)
+    assert hint not in done.stderr
     assert server.states() == {"bad": "Failed", "next": "Skipped", "last": "Skipped", "good": "Completed"}
 
 
