@@ -31,12 +31,13 @@ def sizes(stages: Mapping[str, Stage], told: Mapping[str, int]) -> dict[str, int
     Raises:
         GraphError: nobody knows the resource that is told of.
     """
-    known = {*detected(), *(name for stage in stages.values() for name in stage.meta.slots)}
+    there = detected()
+    known = {*there, *(name for stage in stages.values() for name in stage.meta.slots)}
     if strange := [name for name in told if name not in known]:
         raise GraphError(
             f"No stage's meta.slots has '{strange[0]}', so it can't be limited; there are {', '.join(sorted(known))}."
         )
-    return {**detected(), **told}
+    return {**there, **told}
 
 
 def chains(stages: Mapping[str, Stage]) -> dict[str, int]:

@@ -84,10 +84,8 @@ def _key(section: Section, results: Path, device: torch.device) -> str:
 
 def _check_fit(section: Section, options: Any, dataset: arrays.Dataset, where: str) -> None:
     """Hold the lab's options against its dataset; a line for each that does not fit."""
-    misfit, classes = (
-        section.transform.misfit(options.input_shape, section.dataset, dataset.shape),
-        len(dataset.classes),
-    )
+    misfit = section.transform.misfit(options.input_shape, section.dataset, dataset.shape)
+    classes = len(dataset.classes)
     images = len(dataset.train) - section.train.held_out(len(dataset.train))
     faults = [misfit] if misfit else []
     if options.classes != classes:

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from rich.cells import cell_len
 
-from flows import cli
+from flows import tables
 
 RUN = [
     {
@@ -38,7 +38,7 @@ def printed(
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    cli._print(rows, as_is=("HEAD", "workspace"))
+    tables.show(rows, as_is=("HEAD", "workspace"))
     return re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
 
 
@@ -50,7 +50,7 @@ def test_no_character_is_lost(
     lines = printed(rows, width, monkeypatch, capsys)
     assert max(map(cell_len, lines)) <= width
     there = Counter("".join(lines))
-    shown = [row[name] for row in rows for name in row if name not in cli.SPARED]
+    shown = [row[name] for row in rows for name in row if name not in tables.SPARED]
     assert not Counter("".join("".join(shown).split())) - there
 
 
