@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from flows import tables
+from flows.environment import reach_this_machine
+from flows.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -37,17 +39,15 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point: a user's mistake ends in one sentence and exit code 1, Ctrl-C in exit code 130."""
-    from flows.graph import GraphError
-
     gc.disable()  # while all is imported, which takes a third longer with it
     # Started without a server, Prefect starts one for the time of the run: give a busy machine time for it,
     # and keep its usage statistics at home. Whoever has set these has the last word.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    _reach_this_machine_without_a_proxy()
+    reach_this_machine(os.environ)
     try:
         app()
-    except (GraphError, MistakeError) as error:
+    except UserError as error:
         _fail(str(error))
     except SystemExit as end:
         _leave(end)
@@ -90,12 +90,6 @@ def _about_settings(error: BaseException) -> str | None:
     )
 
 
-def _reach_this_machine_without_a_proxy() -> None:
-    for name in ("NO_PROXY", "no_proxy"):
-        exempt = [host for host in os.environ.get(name, "").split(",") if host]
-        os.environ[name] = ",".join(dict.fromkeys([*exempt, "127.0.0.1", "localhost"]))
-
-
 def _targets(targets: list[str] | None, params: Params | None) -> list[str]:
     """What is meant, where none or a comparison is named."""
     if params is None:
@@ -114,7 +108,7 @@ def _slot(text: str) -> tuple[str, int]:
     return name, int(size)
 
 
-class MistakeError(Exception):
+class MistakeError(UserError):
     """Something that the user can mend; its text says how."""
 
 
@@ -522,7 +516,24 @@ def up(
             metavar="URL",
             envvar="PREFECT_SERVER_DATABASE_CONNECTION_URL",
             show_envvar=False,
-            help="The server's database, such as postgresql://user@host/name (default: the project's SQLite).",
+            help="The server's database, such as postgresql://me@host/db (default: the project's SQLite).",
+            show_default=False,
+        ),
+    ] = None,
+    no_password: Annotated[
+        bool,
+        typer.Option(
+            "--no-password",
+            help="Ask for no password: every account of this machine can then run commands as you, through the server.",
+        ),
+    ] = False,
+    public_urls: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--public-url",
+            metavar="URL",
+            help="The address that others use, in front of a reverse proxy, such as https://labs.example.org; may be "
+            "given again.",
             show_default=False,
         ),
     ] = None,
@@ -531,46 +542,20 @@ def up(
 
     A database with a password is named in PREFECT_SERVER_DATABASE_CONNECTION_URL.
     """
-    root = _project()
-    from flows import services
+    root = _project(warns=False)
+    from flows.services import Wanted, public_url
+    from flows.up import bring_up, report
 
-    with services.alone(root):
-        found = services.running(root)
-        is_new = found is None
-        if found is not None:
-            services.check_same(found, host, port, database)
-        try:
-            if found is None:
-                print("starting the server ...", flush=True)
-                found = services.start_server(root, host or "127.0.0.1", port or 4200, database)
-            services.use(found)
-            from flows import deployments
-
-            declared = deployments.read(root)
-            names = deployments.deploy(root, found.api, found.database, services.place(root), declared)
-            if found.worker is None or not found.worker.alive():
-                if count := deployments.end_orphans(root, names):
-                    print(f"{count} runs of a worker that had ended are marked Crashed")
-                print("starting the worker ...", flush=True)
-                found = services.start_worker(root, found, deployments.POOL)
-        except BaseException:
-            if is_new:  # what was up before, and the runs that it has, stay
-                services.stop(root, lambda _: None)
-            raise
-    assert found.worker is not None
-    print(f"UI           {found.near}")
-    for each in declared:
-        print(f"deployment   {each.name} ({', '.join(each.times()) or 'on demand'})")
-    print(f"server       process {found.server.pid}, worker process {found.worker.pid}")
-    print(f"logs         {services.place(root).relative_to(root)}/")
-    print(f"for prefect  export PREFECT_API_URL={found.api}")
-    print("`labdag down` ends them.")
+    wanted = Wanted(host, port, database, no_password, tuple(map(public_url, public_urls or ())))
+    found, declared = bring_up(root, wanted, lambda line: print(line, flush=True))
+    for line in report(root, found, declared):
+        print(line)
 
 
 @app.command()
 def down() -> None:
     """End what `labdag up` has started, and the runs that it has."""
-    root = _project()
+    root = _project(warns=False)
     from flows import services
 
     with services.alone(root):
@@ -774,7 +759,7 @@ def _state(reasons: Sequence[tuple[Any, str | None]]) -> str:
     return f"stale: {name}: {first}" + (f" and {len(more)} more" if more else "")
 
 
-def _project() -> Path:
+def _project(*, warns: bool = True) -> Path:
     from flows.graph import find_root
 
     root = find_root(Path.cwd())
@@ -784,7 +769,13 @@ def _project() -> Path:
         from flows import services
 
         if found := services.running(root):  # that `labdag up` has started
-            services.use(found)
+            services.use(root, found)
+            if warns and not found.is_guarded:
+                print(
+                    f"Warning: the server at {found.url} was started by an older labdag, and may let any web page and "
+                    "account of this machine run commands as you; `labdag up` starts it again with a password.",
+                    file=sys.stderr,
+                )
     return root
 
 

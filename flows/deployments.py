@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,7 +17,7 @@ from typing import Any
 
 from prefect import Flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterDeploymentId,
@@ -36,14 +38,17 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from flows import retrain, server
-from flows.files import replace
+from flows.deployed import Deployed, Record
 from flows.graph import GraphError
+from flows.worker import as_recorded
 
 FILE = "prefect.yaml"
 POOL = "labdag"
+DEFAULT_QUEUE = "default"  # where a deployment goes that names no queue
 KINDS = ("cron", "interval", "rrule")  # of schedules
-DEPLOYED = "deployed.json"  # names of what a project has deployed, by database
-UNENDED = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+_UNENDED = FlowRunFilterState(
+    type=FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
+)
 SOONEST = 10.0  # seconds without a sign of life that Prefect lets an automation act on
 AUTOMATION = "labdag: end runs that died"
 # What is deployed where there is no prefect.yaml.
@@ -73,6 +78,20 @@ class Deployment:
     flow: Flow[Any, Any]
     entry: Mapping[str, Any]
     schedules: tuple[Schedule, ...] = ()
+
+    @property
+    def pool(self) -> str | None:
+        """The name of its work pool."""
+        return self._work_pool().get("name")
+
+    @property
+    def queue(self) -> str | None:
+        """The name of its work queue, if the file names one."""
+        return self._work_pool().get("work_queue_name")
+
+    def _work_pool(self) -> Mapping[str, Any]:
+        found = self.entry.get("work_pool")
+        return found if isinstance(found, dict) else {}
 
     def times(self) -> list[str]:
         """Its schedules, as a person would say them."""
@@ -156,11 +175,8 @@ def deploy(root: Path, api: str, database: str, place: Path, declared: list[Depl
         GraphError: Prefect refuses a deployment, or another project has one of that name on the server.
     """
     names = [each.name for each in declared]
-    note = place / DEPLOYED
-    everywhere: dict[str, list[str]] = {}
-    with suppress(OSError, ValueError):  # nothing was deployed yet
-        everywhere = dict(json.loads(note.read_text(encoding="utf-8")))
-    before = everywhere.get(database, [])
+    record = Record(place)
+    before = record.of(database)
     with get_client(sync_client=True) as client:
         for name in names:
             with suppress(ObjectNotFound):
@@ -171,7 +187,7 @@ def deploy(root: Path, api: str, database: str, place: Path, declared: list[Depl
                     )
         template = ProcessWorker.get_default_base_job_template()
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template), overwrite=True)
-        replace(note, json.dumps(everywhere | {database: sorted({*before, *names})}), place)
+        record.write(database, before | {name: Deployed() for name in names if name not in before})
         path = root / FILE
         if not path.exists():
             path = place / FILE
@@ -181,14 +197,35 @@ def deploy(root: Path, api: str, database: str, place: Path, declared: list[Depl
         if done.returncode != 0:
             said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip(" │╭╰─╮╯")]
             raise GraphError(f"{path} can't be deployed to {api}: {said[-1] if said else 'Prefect did not say why'}")
+        deployed = {}
+        for each in declared:
+            known = client.read_deployment_by_name(each.name)
+            if each.pool == POOL and each.queue is None:
+                client.update_deployment(
+                    known.id, DeploymentUpdate(work_pool_name=POOL, work_queue_name=queue_of(root))
+                )
+            deployed[each.name] = as_recorded(known)
         for name in sorted({*before} - {*names}):
             with suppress(ObjectNotFound):
                 known = client.read_deployment_by_name(name)
                 if not _other_project(known, root):
                     client.delete_deployment(known.id)
-    replace(note, json.dumps(everywhere | {database: sorted(names)}), place)
+    record.write(database, deployed)
     end_dead_runs()
     return sorted({*before, *names})
+
+
+def queue_of(root: Path) -> str:
+    """The work queue of a project. Two projects with one database share a work pool, but not their runs."""
+    digest = hashlib.sha256(os.fsencode(root)).hexdigest()[:8]
+    name = re.sub(r"[^\w.-]+", "-", root.name)
+    return f"{name}-{digest}"
+
+
+def queues(root: Path, declared: list[Deployment]) -> list[str]:
+    """The work queues that the project's worker polls: its own, and those where others may have put something."""
+    named = [each.queue for each in declared if each.pool == POOL and each.queue is not None]
+    return list(dict.fromkeys([queue_of(root), DEFAULT_QUEUE, *named]))
 
 
 def _other_project(deployment: DeploymentResponse, root: Path) -> Path | None:
@@ -231,10 +268,7 @@ def end_orphans(root: Path, names: list[str]) -> int:
         for name in names:
             with suppress(ObjectNotFound):
                 known = client.read_deployment_by_name(name)
-                unended = FlowRunFilter(
-                    state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNENDED)),
-                    deployment_id=FlowRunFilterDeploymentId(any_=[known.id]),
-                )
+                unended = FlowRunFilter(state=_UNENDED, deployment_id=FlowRunFilterDeploymentId(any_=[known.id]))
                 if _other_project(known, root):
                     continue
                 for run in client.read_flow_runs(flow_run_filter=unended):

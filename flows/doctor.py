@@ -24,6 +24,10 @@ from flows.summary import counted
 
 LOW_BYTES = 5 * 1024**3
 SECONDS = 60.0  # for any one program that is asked
+ANSWER_SECONDS = 5.0  # for a server to say whether it is open
+NO_PASSWORD, ANY_PAGE = "asks for no password", "answers every web page"
+FOREIGN = "http://page.example"  # the origin of no page of the UI
+SERVER = re.compile(r"prefect server start|prefect\.server\.api\.server|flows\.local_server")  # a command line
 
 
 class Health(StrEnum):
@@ -57,6 +61,7 @@ def examine(root: Path) -> Iterator[Finding]:
     yield _git(root)
     yield _pipeline(root)
     yield _server()
+    yield from _open_servers(root)
     cache = _cache_folder(root)
     yield from _cache(root, cache)
     yield _remote(root)
@@ -121,6 +126,70 @@ def _server() -> Finding:
         told = str(error).splitlines()[0] if str(error) else type(error).__name__
         advice = server.about(error) or "See the server's own log."
         return Finding("Prefect server", Health.BAD, f"{url} {what}: {told}", advice)
+
+
+def _open_servers(root: Path) -> Iterator[Finding]:
+    """The Prefect servers that let in whoever asks: the named one, and those of this account, whoever started them."""
+    from prefect.settings import get_current_settings
+
+    from flows import password, services
+
+    named = get_current_settings().api.url
+    servers = {f"{url}/api": process for process, url in _listening()}
+    for api in dict.fromkeys([*([named] if named else []), *servers]):
+        if holes := _holes(api):
+            who = f" (process {servers[api]})" if api in servers else ""
+            # A server without a password that keeps web pages out was wanted so.
+            health = Health.BAD if api == named and ANY_PAGE in holes else Health.NOTE
+            end = f"end it with `kill {servers[api]}`" if api in servers else "have it ended"
+            yield Finding(
+                "open server",
+                health,
+                f"{api}{who} {' and '.join(holes)}: whoever comes in can run commands through its workers",
+                f"`labdag up` starts one with a password; {end}, or give it a password and one origin "
+                "(PREFECT_SERVER_API_AUTH_STRING, PREFECT_SERVER_CORS_ALLOWED_ORIGINS).",
+            )
+    if password.is_exposed(services.place(root)):
+        yield Finding(
+            "password",
+            Health.BAD,
+            f"other accounts can read {services.password_file(root)}",
+            "`labdag down`, then `labdag up` makes another one.",
+        )
+
+
+def _holes(api: str) -> list[str]:
+    """What a server lets in that it should not."""
+    import httpx
+
+    def answer(method: str, path: str, **headers: str) -> httpx.Response | None:
+        with suppress(httpx.HTTPError):
+            return httpx.request(method, f"{api}/{path}", headers=headers, timeout=ANSWER_SECONDS)
+        return None
+
+    holes = []
+    found = answer("GET", "admin/version")
+    if found is not None and found.is_success:
+        holes.append(NO_PASSWORD)
+    asked = {"Origin": FOREIGN, "Access-Control-Request-Method": "POST"}
+    found = answer("OPTIONS", "flows/filter", **asked)
+    if found is not None and found.headers.get("access-control-allow-origin") in ("*", FOREIGN):
+        holes.append(ANY_PAGE)
+    return holes
+
+
+def _listening() -> Iterator[tuple[int, str]]:
+    """The Prefect servers of this account on this machine: the process of each, and where it listens."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            line = " ".join(process.cmdline())
+            if SERVER.search(line) is None or process.uids().real != os.getuid():
+                continue
+            for each in process.net_connections("tcp"):
+                if each.status == psutil.CONN_LISTEN:
+                    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(each.laddr.ip, each.laddr.ip)
+                    url = f"http://[{host}]:{each.laddr.port}" if ":" in host else f"http://{host}:{each.laddr.port}"
+                    yield process.pid, url
 
 
 def _cache_folder(root: Path) -> Path:

@@ -20,6 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from flows.environment import without_lent
 from flows.files import remove
 from flows.graph import UNCHANGED, GraphError, Pipeline, Stage, told
 from flows.journal import Journal
@@ -112,6 +113,7 @@ def _start_supervisor() -> tuple[subprocess.Popen[bytes], socket.socket]:
         # -P: the user's project may have a package of that name, too.
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "flows.supervisor", str(theirs.fileno())],
+            env=without_lent(os.environ),
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             start_new_session=True,

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from flows.errors import UserError
 from flows.git import GitError, git
 from flows.git import top as git_top
 from flows.meta import Meta, MetaError, parse
@@ -30,7 +31,7 @@ _TEMPLATE = re.compile(r"\$\{\s*([^}\s\[]+)")  # a param's name in dvc.yaml
 SHOWN = 40  # characters of a param's value
 
 
-class GraphError(Exception):
+class GraphError(UserError):
     """The repository or a target is not as it should be; the text says what is wrong and what would be right."""
 
 

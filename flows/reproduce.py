@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID, uuid4
 
-from prefect import allow_failure, flow, get_run_logger, task
+from prefect import allow_failure, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas import State
@@ -88,7 +88,7 @@ def _run_name() -> str:
     return f"reproduce {' '.join(targets)}" if targets else "reproduce everything"
 
 
-@flow(name="reproduce", flow_run_name=_run_name, task_runner=ThreadPoolTaskRunner(max_workers=MANY))  # type: ignore[arg-type]
+@server.served(name="reproduce", flow_run_name=_run_name, task_runner=ThreadPoolTaskRunner(max_workers=MANY))
 def reproduce(
     targets: list[str] | None = None,
     jobs: Annotated[int | None, Field(ge=1)] = None,

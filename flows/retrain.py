@@ -19,7 +19,7 @@ from urllib.parse import quote
 from uuid import UUID
 
 import psutil
-from prefect import flow, get_run_logger
+from prefect import get_run_logger
 from prefect.client.schemas import State
 from prefect.events import emit_event
 from prefect.runtime import flow_run
@@ -94,7 +94,7 @@ def _run_name() -> str:
     return f"retrain {flow_run.parameters.get('target')}"
 
 
-@flow(name="retrain", flow_run_name=_run_name)
+@server.served(name="retrain", flow_run_name=_run_name)
 def retrain(
     target: str,
     values: list[str] | None = None,
@@ -211,6 +211,9 @@ class _Work:
                 raise GraphError(
                     f"{self.root} has no branch '{branch}' with a commit; it has {', '.join(known) or 'none'}."
                 ) from None
+        # By name only: git would take an address for one, or an option.
+        if self.remote not in (known := git(self.root, "remote").split("\n")[:-1]):
+            raise GraphError(f"{self.root} has no git remote '{self.remote}'; it has {', '.join(known) or 'none'}.")
         try:
             listed = git(self.root, "ls-remote", self.remote, f"refs/heads/{branch}").split()
             if not listed:

@@ -9,11 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from typing import Any
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
 import httpx
-from prefect import get_run_logger
+from prefect import Flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas import State
@@ -25,10 +26,12 @@ from prefect.client.schemas.filters import (
     TaskRunFilterStateType,
 )
 from prefect.client.schemas.objects import TERMINAL_STATES, StateType
+from prefect.context import FlowRunContext
 from prefect.events import emit_event
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.logging import get_logger
 from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
     PREFECT_API_URL,
     PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
@@ -38,8 +41,9 @@ from prefect.settings import (
 )
 from prefect.states import Crashed
 
-from flows import temporary_server
-from flows.graph import GraphError
+from flows import services, temporary_server
+from flows.environment import lend, reach_this_machine
+from flows.graph import GraphError, find_root
 from flows.temporary_server import TemporaryServer
 
 # Loggers of what Prefect says of each message that it can't deliver.
@@ -80,12 +84,24 @@ def heartbeat_seconds() -> float:
 
 def address() -> str:
     """Where the server's API is: the one that is named, or the temporary one; empty if there is none yet."""
-    return _temporary.api if _temporary else str(get_current_settings().api.url or "")
+    return str(get_current_settings().api.url or "")
 
 
 def named() -> str:
     """Where the API of a server is that was named; empty for a temporary one."""
-    return "" if _temporary else address()
+    return "" if _temporary and address() == _temporary.api else address()
+
+
+def environment() -> dict[str, str]:
+    """The environment of a process that is to talk to the server of this one."""
+    env = dict(os.environ)
+    settings = get_current_settings().api
+    if settings.url and settings.url != os.environ.get("PREFECT_API_URL"):
+        secret = settings.auth_string.get_secret_value() if settings.auth_string else ""
+        lend(env, PREFECT_API_URL=settings.url, PREFECT_API_AUTH_STRING=secret)
+    if not named():
+        env["PREFECT_UI_URL"] = ""  # a temporary one has no UI to link to
+    return env
 
 
 def start_temporary() -> None:
@@ -94,22 +110,72 @@ def start_temporary() -> None:
     Raises:
         TemporaryServerError: it ended, or took longer than PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.
     """
-    global _temporary
     settings = get_current_settings()
-    if settings.api.url or not settings.server.ephemeral.enabled:
-        return
+    if not settings.api.url and settings.server.ephemeral.enabled:
+        _lasting.enter_context(temporary_settings(_of_temporary(_await_temporary())))
+
+
+def _await_temporary() -> TemporaryServer:
+    global _temporary
     _temporary = temporary_server.started()
     get_logger().info("Starting a temporary server; `labdag up` starts one that stays, with a UI.")
-    until = time.monotonic() + settings.server.ephemeral.startup_timeout_seconds
+    until = time.monotonic() + get_current_settings().server.ephemeral.startup_timeout_seconds
     # It listens already: the answer comes as soon as it is ready.
     while (left := until - time.monotonic()) > 0 and _temporary.process.poll() is None:
         with suppress(httpx.TransportError):
             httpx.get(f"{_temporary.api}/health", timeout=left, trust_env=False).raise_for_status()
-            break
-    else:
-        raise TemporaryServerError(LATE if _temporary.process.poll() is None else ENDED)
+            return _temporary
+    raise TemporaryServerError(LATE if _temporary.process.poll() is None else ENDED)
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class ServedFlow(Flow[P, R]):
+    """A flow that talks to the same server from Python as from the command line.
+
+    Called where Prefect's settings name no server, it takes the one that `labdag up` has started for the project, or
+    else a temporary one with a password. Prefect's own temporary server would let every web page and account in.
+    """
+
+    def __call__(self, *args: Any, **parameters: Any) -> Any:
+        """Run the flow, and give what it returns."""
+        with _reachable(parameters.get("root")):
+            return super().__call__(*args, **parameters)
+
+
+def served(**options: Any) -> Callable[[Callable[P, R]], ServedFlow[P, R]]:
+    """Make a function a ServedFlow, with the options of `prefect.flow`."""
+    return lambda function: ServedFlow(function, **options)
+
+
+@contextmanager
+def _reachable(root: str | None) -> Iterator[None]:
+    """See to it that there is a server; a flow in a flow takes that of the other."""
+    settings = get_current_settings()
+    if settings.api.url or not settings.server.ephemeral.enabled or FlowRunContext.get():
+        yield
+        return
+    up = None
+    with suppress(GraphError):
+        folder = find_root(Path(root or Path.cwd()))
+        up = services.running(folder)
+    reach_this_machine(os.environ)
+    changes = {PREFECT_API_URL: up.api, **_own_password(folder, up)} if up else _of_temporary(_await_temporary())
+    with temporary_settings(changes):
+        yield
+
+
+def _own_password(root: Path, up: services.Services) -> dict[Any, Any]:
+    secret = services.password_of(root) if up.password is services.Password.OWN else None
+    return {PREFECT_API_AUTH_STRING: secret} if secret else {}
+
+
+def _of_temporary(found: TemporaryServer) -> dict[Any, Any]:
+    """Prefect's settings with which a process talks to a temporary server."""
     # It has no UI: a link to the run would lead nowhere.
-    _lasting.enter_context(temporary_settings({PREFECT_API_URL: _temporary.api, PREFECT_UI_URL: ""}))
+    return {PREFECT_API_URL: found.api, PREFECT_API_AUTH_STRING: found.password, PREFECT_UI_URL: ""}
 
 
 def about(error: Exception) -> str | None:
@@ -125,8 +191,28 @@ def about(error: Exception) -> str | None:
             "PREFECT_API_URL to run without."
         )
     if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.UNAUTHORIZED:
-        return f"The Prefect server at {url} wants a password: set PREFECT_API_AUTH_STRING=user:password."
+        return _about_password(url)
+    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.FORBIDDEN:
+        return f"The Prefect server at {url} refuses requests: {error.response.text.strip()}"
     return None
+
+
+def _about_password(url: str) -> str:
+    """What to do where a server does not take the password of this process, or wants one."""
+    with suppress(GraphError):
+        root = find_root(Path.cwd())
+        up = services.running(root)
+        if up is not None and up.api == url and up.password is services.Password.OWN:
+            if services.password_of(root) is None:
+                return (
+                    f"The Prefect server at {url} wants the password that was in {services.password_file(root)}: "
+                    "`labdag down`, then `labdag up` makes another one."
+                )
+            return (
+                f"The Prefect server at {url} does not take the password in {services.password_file(root)}, which was "
+                "changed after it was started: `labdag down`, then `labdag up` starts it with that."
+            )
+    return f"The Prefect server at {url} wants a password: set PREFECT_API_AUTH_STRING=user:password."
 
 
 def answers() -> bool:

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,18 +15,78 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
 
 from flows import files
-from flows.graph import GraphError
+from flows import password as passwords
+from flows.environment import lend
+from flows.errors import UserError
+from flows.guard import is_loopback
 
 START_SECONDS = 120.0  # for the server to answer, and for the worker to be there
 END_SECONDS = 20.0  # for one to end by itself
 POLL_SECONDS = 5  # between two looks of the worker at what there is to run
 STATE = "state.json"
+HOST, PORT = "127.0.0.1", 4200
+SERVER_AUTH = "PREFECT_SERVER_API_AUTH_STRING"  # the user's own password for the server
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a server is to be like.
+
+    Attributes:
+        host: the address to listen at; None takes HOST, or that of the server that runs.
+        port: the port there; None takes PORT, or that of the server that runs.
+        database: its database's address; None takes the one that Prefect is set to, or an SQLite of the project's own.
+        no_password: whether to let programs in without a password.
+        public_urls: the addresses that others use, in front of a reverse proxy.
+    """
+
+    host: str | None = None
+    port: int | None = None
+    database: str | None = None
+    no_password: bool = False
+    public_urls: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Refuse what would let others in.
+
+        Raises:
+            UserError: they would need no password.
+        """
+        if self.no_password and os.environ.get(SERVER_AUTH):
+            raise UserError(f"{SERVER_AUTH} names a password: unset it, or leave out --no-password.")
+        if self.no_password and not is_loopback(self.host or HOST):
+            raise UserError(
+                f"--host {self.host} lets other machines in, and without a password whoever comes in can run commands "
+                "as you: leave out --no-password."
+            )
+        if self.no_password and self.public_urls:
+            raise UserError(
+                f"--public-url {self.public_urls[0]} lets others in, and without a password whoever comes in can run "
+                "commands as you: leave out --no-password."
+            )
+
+
+def public_url(text: str) -> str:
+    """A public URL as browsers tell the origin of a page: without a slash at its end or the scheme's own port.
+
+    Raises:
+        UserError: it is no URL, or has a path.
+    """
+    found = re.fullmatch(r"(https?)://([^/?#@:\s]+|\[[0-9a-f:]+\])(:\d+)?/?", text.lower())
+    if found is None:
+        raise UserError(
+            f"--public-url {text} should be a scheme and a host, such as https://labs.example.org; the UI can't be "
+            "served below a path."
+        )
+    scheme, host, port = found.groups()
+    return f"{scheme}://{host}{'' if port in (None, {'http': ':80', 'https': ':443'}[scheme]) else port}"
 
 
 @dataclass(frozen=True)
@@ -49,6 +110,14 @@ class Process:
         return None
 
 
+class Password(StrEnum):
+    """Whose password a server asks for."""
+
+    OWN = "own"  # the one that labdag has made for the project
+    SET = "set"  # the user's, of PREFECT_SERVER_API_AUTH_STRING
+    NONE = "none"  # it asks for none
+
+
 @dataclass(frozen=True)
 class Services:
     """What runs in the background.
@@ -58,12 +127,21 @@ class Services:
         server: its process.
         worker: that of the worker.
         database: a sign of the address that the server's database was given.
+        password: whose password the server asks for; None for a server of an older version, which asks for none.
+        public_urls: the addresses that others use, in front of a reverse proxy.
     """
 
     url: str
     server: Process
     worker: Process | None = None
     database: str = ""
+    password: Password | None = None
+    public_urls: tuple[str, ...] = ()
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether the server was started by a version that keeps web pages out."""
+        return self.password is not None
 
     @property
     def api(self) -> str:
@@ -81,10 +159,24 @@ def place(root: Path) -> Path:
     return root / ".dvc" / "tmp" / "labdag" / "server"
 
 
+def password_file(root: Path) -> Path:
+    """Where the password of a project's server stands."""
+    return place(root) / passwords.FILE
+
+
+def password_of(root: Path) -> str | None:
+    """The password that labdag has made for a project's server; None if there is none."""
+    return passwords.read(place(root))
+
+
 @contextmanager
 def alone(root: Path) -> Iterator[None]:
-    """Wait until no other process starts or ends the project's services."""
-    place(root).mkdir(parents=True, exist_ok=True)
+    """Wait until no other process starts or ends the project's services.
+
+    Raises:
+        UserError: their folder can't be kept from other accounts.
+    """
+    passwords.make_private(place(root))
     with (place(root) / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -101,49 +193,57 @@ def _noted(root: Path) -> Services | None:
     try:
         told = json.loads((place(root) / STATE).read_text(encoding="utf-8"))
         worker = told["worker"] and Process(**told["worker"])
-        return Services(told["url"], Process(**told["server"]), worker, told["database"])
+        password = Password(told["password"]) if "password" in told else None
+        public_urls = tuple(told.get("public_urls", ()))
+        return Services(told["url"], Process(**told["server"]), worker, told["database"], password, public_urls)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def check_same(found: Services, host: str | None, port: int | None, database: str | None) -> None:
+def check_same(found: Services, wanted: Wanted) -> None:
     """See to it that nothing else is asked for than what runs already.
 
     Raises:
-        GraphError: it is.
+        UserError: it is.
     """
     asked = urlsplit(found.url)
-    if (host or asked.hostname, port or asked.port) != (asked.hostname, asked.port):
-        raise GraphError(
-            f"The server is up at {found.url} already; `labdag down` ends it, so that it can be elsewhere."
-        )
-    if database is not None and _sign(database) != found.database:
-        raise GraphError(
+    if (wanted.host or asked.hostname, wanted.port or asked.port) != (asked.hostname, asked.port):
+        raise UserError(f"The server is up at {found.url} already; `labdag down` ends it, so that it can be elsewhere.")
+    if wanted.database is not None and _sign(wanted.database) != found.database:
+        raise UserError(
             f"The server at {found.url} has another database; `labdag down` ends it, so that it can change."
         )
+    set_here = bool(os.environ.get(SERVER_AUTH))
+    if (wanted.no_password and found.password is not Password.NONE) or (set_here and found.password is Password.OWN):
+        raise UserError(
+            f"The server at {found.url} has another password; `labdag down` ends it, so that it can change."
+        )
+    if wanted.public_urls and set(wanted.public_urls) != set(found.public_urls):
+        raise UserError(
+            f"The server at {found.url} has other public URLs; `labdag down` ends it, so that they can change."
+        )
 
 
-def start_server(root: Path, host: str, port: int, database: str | None) -> Services:
+def start_server(root: Path, wanted: Wanted) -> Services:
     """Start a server, and wait until it answers.
 
     Args:
         root: of the project.
-        host: the address to listen at.
-        port: the port there.
-        database: its database's address; None takes the one that Prefect is set to, or an SQLite of the project's own.
+        wanted: what it is to be like.
 
     Raises:
-        GraphError: the port is taken, or the server does not start.
+        UserError: the port is taken, or the server does not start.
     """
     import httpx  # here, for `running` is asked by every command
 
+    host, port, database = wanted.host or HOST, wanted.port or PORT, wanted.database
     folder = place(root)
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise GraphError(
+            raise UserError(
                 f"No server can be started at {host}, port {port}: {error.strerror}. {_way_out(error, host, port)}"
             ) from None
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -167,16 +267,28 @@ def start_server(root: Path, host: str, port: int, database: str | None) -> Serv
         _end(worker)
         worker = None
     log = folder / "server.log"
-    process = _started(["server", "start", "--host", host, "--port", str(port)], root, log, env)
-    services = Services(url, process, worker, _sign(database))
+    arguments = [host, str(port), *(f"--public-url={each}" for each in wanted.public_urls)]
+    own = None
+    if not wanted.no_password:
+        own = passwords.ensure(folder)
+        arguments.append(f"--password-folder={folder}")
+    process = _started(["flows.local_server", *arguments], root, log, env)
+    password = Password.NONE if own is None else Password.OWN
+    services = Services(url, process, worker, _sign(database), password, wanted.public_urls)
     _write(folder, services)
 
     def answers() -> bool:
         with suppress(httpx.TransportError):
-            return httpx.get(f"{services.near}/api/health", timeout=5).status_code == httpx.codes.OK
+            return httpx.get(f"{services.near}/api/health", timeout=5, trust_env=False).is_success
         return False
 
     _await(process, answers, "server", log)
+    if own is not None:
+        # It takes a password that Prefect's settings name, wherever they do, before the project's own.
+        auth = httpx.BasicAuth(*own.split(":", 1))
+        response = httpx.get(f"{services.near}/api/admin/version", auth=auth, timeout=START_SECONDS, trust_env=False)
+        services = replace(services, password=Password.OWN if response.is_success else Password.SET)
+        _write(folder, services)
     return services
 
 
@@ -204,16 +316,16 @@ def _holder(host: str, port: int) -> str:
     return ""
 
 
-def start_worker(root: Path, services: Services, pool: str) -> Services:
-    """Start a worker that runs what the pool gets; after `use`.
+def start_worker(root: Path, services: Services, pool: str, queues: list[str]) -> Services:
+    """Start a worker that runs what the project has deployed in queues of a work pool; after `use`.
 
     Raises:
-        GraphError: it does not start.
+        UserError: it does not start.
     """
     folder = place(root)
     log = folder / "worker.log"
     env = {"PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS", str(POLL_SECONDS))}
-    process = _started(["worker", "start", "--pool", pool, "--type", "process"], root, log, env)
+    process = _started(["flows.worker", str(root), pool, *queues], root, log, env)
     services = replace(services, worker=process)
     _write(folder, services)
     _await(process, lambda: "started!" in log.read_text(encoding="utf-8", errors="replace"), "worker", log)
@@ -232,7 +344,7 @@ def _await(process: Process, is_there: Callable[[], bool], name: str, log: Path)
         _end(process)
         raise
     _end(process)
-    raise GraphError(f"The {name} did not start; {log} ends with: {_last(log)}")
+    raise UserError(f"The {name} did not start; {log} ends with: {_last(log)}")
 
 
 def stop(root: Path, tell: Callable[[str], None]) -> bool:
@@ -248,18 +360,21 @@ def stop(root: Path, tell: Callable[[str], None]) -> bool:
     return any_ended
 
 
-def use(services: Services) -> None:
+def use(root: Path, services: Services) -> None:
     """Have Prefect, which must not have been imported yet, and all that this process starts, talk to the server."""
-    os.environ["PREFECT_API_URL"] = services.api
-    if secret := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
-        os.environ.setdefault("PREFECT_API_AUTH_STRING", secret)
+    lend(os.environ, PREFECT_API_URL=services.api)
+    if services.password is Password.OWN:
+        if (own := password_of(root)) is not None:
+            lend(os.environ, PREFECT_API_AUTH_STRING=own)
+    elif (secret := os.environ.get(SERVER_AUTH)) and "PREFECT_API_AUTH_STRING" not in os.environ:
+        lend(os.environ, PREFECT_API_AUTH_STRING=secret)
 
 
-def _started(arguments: list[str], root: Path, log: Path, env: dict[str, str]) -> Process:
-    """Start a Prefect command in the background, out of reach of the terminal."""
+def _started(module: list[str], root: Path, log: Path, env: dict[str, str]) -> Process:
+    """Start a module, with its arguments, in the background, out of reach of the terminal."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", *arguments],
+            [sys.executable, "-P", "-m", *module],  # -P: the user's project may have a package of that name, too
             cwd=root,
             env=os.environ | env,
             stdin=subprocess.DEVNULL,
@@ -302,6 +417,30 @@ def _end(process: Process) -> None:
 
 def _write(folder: Path, services: Services) -> None:
     files.replace(folder / STATE, json.dumps(asdict(services)), folder)
+
+
+def at_work(services: Services) -> int:
+    """How many flow runs of a server of an older version have begun and not ended.
+
+    Prefect's client is not asked: it would take this server's settings for the rest of the process.
+
+    Raises:
+        UserError: the server does not say.
+    """
+    import httpx
+
+    unended = {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}
+    secret = os.environ.get("PREFECT_API_AUTH_STRING") or os.environ.get(SERVER_AUTH)
+    auth = httpx.BasicAuth(*secret.split(":", 1)) if secret and ":" in secret else None
+    try:
+        asked = {"flow_runs": {"state": unended}}
+        answer = httpx.post(f"{services.api}/flow_runs/count", json=asked, auth=auth, timeout=60, trust_env=False)
+        return int(answer.raise_for_status().json())
+    except (httpx.HTTPError, ValueError) as error:
+        raise UserError(
+            f"The server at {services.url} does not say whether runs are at work there ({error}); `labdag down` ends "
+            "it, and the runs that its worker has."
+        ) from None
 
 
 def _async(database: str) -> str:

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from urllib.parse import quote
 from uuid import UUID
 
-from prefect import flow, get_run_logger, task
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import State
 from prefect.runtime import flow_run
@@ -56,7 +56,7 @@ PLAIN_LOG = {
 }
 
 
-@flow(name="sweep", flow_run_name="sweep {target}", task_runner=ThreadPoolTaskRunner(max_workers=MANY))  # type: ignore[arg-type]
+@server.served(name="sweep", flow_run_name="sweep {target}", task_runner=ThreadPoolTaskRunner(max_workers=MANY))
 def sweep(
     target: str,
     values: list[str],
@@ -277,10 +277,9 @@ class _Work:
             "--slots",
             f"{CPU}={cores}",
         ]
-        env = os.environ | {CLAIMS: str(claims), PARENT: str(os.getpid()), "PREFECT_API_URL": server.address()}
-        env |= PLAIN_LOG | ({} if server.named() else {"PREFECT_UI_URL": ""})  # a temporary one has no UI to link to
+        env = server.environment() | PLAIN_LOG | {CLAIMS: str(claims), PARENT: str(os.getpid())}
         if not server.answers():  # it was there when the sweep began: the point gets a temporary one
-            del env["PREFECT_API_URL"]
+            env.pop("PREFECT_API_URL", None)
         last = ""
         with self.children.started(command, copy, env) as process:
             lines = Lines()

@@ -15,10 +15,11 @@ import socket
 import subprocess
 import sys
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 
-from flows import supervisor
+from flows import password, supervisor
+from flows.guard import LOOPBACK_NAMES, Guard
 
 STOP_SECONDS = 5.0  # that it may take to end
 
@@ -30,10 +31,12 @@ class TemporaryServer:
     Attributes:
         process: its process.
         api: its API's address.
+        password: what it asks for.
     """
 
     process: subprocess.Popen[bytes]
     api: str
+    password: str = field(repr=False)
 
     def stop(self) -> None:
         """End it."""
@@ -59,17 +62,23 @@ def started() -> TemporaryServer:
     global _started
     if _started is None:
         with socket.create_server(("127.0.0.1", 0)) as listening:
-            api = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
+            origin = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            secret = password.new()
             # -P: the user's project may have a package of that name, too. In a session of its own: the terminal sends
             # Ctrl-C to all processes in its foreground, but the run tells the server of its end.
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "flows.temporary_server", str(listening.fileno()), str(os.getpid())],
-                env=os.environ | {"PREFECT_UI_ENABLED": "false"},
+                env=os.environ
+                | {
+                    "PREFECT_UI_ENABLED": "false",
+                    "PREFECT_SERVER_API_AUTH_STRING": secret,
+                    "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": origin,
+                },
                 stdin=subprocess.DEVNULL,
                 pass_fds=[listening.fileno()],
                 start_new_session=True,
             )
-        _started = TemporaryServer(process, api)
+        _started = TemporaryServer(process, f"{origin}/api", secret)
         atexit.register(_started.stop)
     return _started
 
@@ -100,7 +109,8 @@ def main() -> None:
     app = create_app(ephemeral=True, final=True)
     gc.freeze()
     gc.enable()
-    Server(uvicorn.Config(app, log_level="error", lifespan="on")).run([socket.socket(fileno=int(sys.argv[1]))])
+    guarded = Guard(app, names=LOOPBACK_NAMES)
+    Server(uvicorn.Config(guarded, log_level="error", lifespan="on")).run([socket.socket(fileno=int(sys.argv[1]))])
 
 
 if __name__ == "__main__":

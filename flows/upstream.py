@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from flows.environment import without_lent
 from flows.graph import GraphError, Pipeline, Stage
 from flows.retrained import Past
 
@@ -79,7 +80,7 @@ def _said(name: str, stage: Stage, folder: Path, log: Callable[[str], None]) -> 
         process = subprocess.Popen(
             ["sh", "-c", _ENDED_WITH_PARENT, str(stage.meta.upstream)],
             cwd=folder,
-            env=os.environ | {"PATH": path},
+            env=without_lent(os.environ) | {"PATH": path},
             stdin=theirs,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

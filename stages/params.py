@@ -4,6 +4,7 @@ No stage imports this module: else each new option of one lab would be a change 
 
     python -m stages.params schema     print the JSON Schema that editors complete and check params.yaml by
     python -m stages.params dag        write the comparisons of params.yaml into dvc.yaml
+    python -m stages.params check      say what is wrong with params.yaml, and exit with 1 if anything is
 """
 
 from __future__ import annotations
@@ -207,5 +208,10 @@ if __name__ == "__main__":
             except UserError as error:
                 sys.exit(f"Error: {error}")
             write_text(Path(DVC_FILE), dag(Path(DVC_FILE).read_text(encoding="utf-8"), groups))
+        case ["check"]:
+            try:
+                load()
+            except UserError as error:
+                sys.exit(str(error))
         case _:
-            sys.exit("usage: python -m stages.params schema|dag")
+            sys.exit("usage: python -m stages.params schema|dag|check")

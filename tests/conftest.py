@@ -19,6 +19,9 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
+from flows import password
+from tests.prefect_api import SignedIn
+
 ROOT = Path(__file__).parents[1]
 MIRRORS = os.environ.get("LABDAG_MIRRORS")  # where true archives are at hand, some tests take them
 # What copies of the project keep of params.yaml: few labs are quicker, and enough.
@@ -220,17 +223,20 @@ def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def prefect_server(prefect_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The API address of a real Prefect server."""
+    """The API address of a real Prefect server with a password, which PREFECT_API_AUTH_STRING has from then on."""
     port, home = free_port(), tmp_path_factory.mktemp("server")
     shutil.copytree(prefect_home, home, dirs_exist_ok=True)
     api = f"http://127.0.0.1:{port}/api"
-    with (home / "log").open("w") as log:
+    secret = password.ensure(home / "private")
+    with (home / "log").open("w") as log, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_API_AUTH_STRING", secret)
         server = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            [sys.executable, "-P", "-m", "flows.local_server", "127.0.0.1", str(port),
+             f"--password-folder={home / 'private'}"],
             env=os.environ | {"PREFECT_HOME": str(home)} | IDLE,
             stdout=log,
             stderr=subprocess.STDOUT,
-        )
+        )  # fmt: skip
         try:
             for _ in range(600):
                 try:
@@ -248,3 +254,8 @@ def prefect_server(prefect_home: Path, tmp_path_factory: pytest.TempPathFactory)
             except subprocess.TimeoutExpired:  # it is busy with what is of no use any more
                 server.kill()
                 server.wait()
+
+
+def signed_in() -> SignedIn:
+    """What requests to `prefect_server` need."""
+    return SignedIn(os.environ["PREFECT_API_AUTH_STRING"])

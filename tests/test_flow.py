@@ -25,7 +25,7 @@ from flows.graph import GraphError, Pipeline, Stage, cache_of, has_remote, near_
 from flows.meta import Meta
 from flows.summary import figures, rows
 from flows.targets import results, select
-from tests.conftest import edit_params, is_gone, run, wait_for
+from tests.conftest import edit_params, is_gone, run, signed_in, wait_for
 
 TOY = """
 stages:
@@ -75,12 +75,12 @@ class Server:
         self.api = api
 
     def post(self, path: str, **body: Any) -> Any:
-        answer = httpx.post(f"{self.api}/{path}", json=body)
+        answer = httpx.post(f"{self.api}/{path}", json=body, auth=signed_in())
         answer.raise_for_status()
         return answer.json()
 
     def get(self, path: str) -> Any:
-        answer = httpx.get(f"{self.api}/{path}")
+        answer = httpx.get(f"{self.api}/{path}", auth=signed_in())
         answer.raise_for_status()
         return answer.json()
 
@@ -207,7 +207,7 @@ def test_many_stages_many_at_once(
     toy: Callable[..., Path], prefect_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The scheduler alone, with stages that end at once: 200 in chains of two, 16 at a time."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
     from flows import reproduce as flow
     from flows.execute import Ending, Executor, Outcome
@@ -217,7 +217,9 @@ def test_many_stages_many_at_once(
     stages |= {f"t@{n}": Stage(f"t@{n}", (f"s@{n}",)) for n in range(100)}
     monkeypatch.setattr("flows.graph.stages_of", lambda _: stages)
     monkeypatch.setattr(Executor, "run", lambda _, stage, **__: Outcome(stage.name, Ending.COMPLETED, "it ran"))
-    with temporary_settings({PREFECT_API_URL: prefect_server}):  # in this process the environment was read long ago
+    # In this process the environment was read long ago.
+    settings = {PREFECT_API_URL: prefect_server, PREFECT_API_AUTH_STRING: os.environ["PREFECT_API_AUTH_STRING"]}
+    with temporary_settings(settings):
         done = flow.reproduce(jobs=16, root=str(folder))
     assert isinstance(done, flow.Reproduction)
     assert [outcome.ending for outcome in done.outcomes.values()] == [Ending.COMPLETED] * 200

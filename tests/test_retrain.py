@@ -21,7 +21,7 @@ from flows.git import uncommitted
 from flows.graph import GraphError, Pipeline
 from flows.registry import check_name, register, versions, was_registered
 from flows.workspace import at_commit
-from tests.conftest import is_gone, run, wait_for
+from tests.conftest import is_gone, run, signed_in, wait_for
 
 PIPELINE = """
 stages:
@@ -117,7 +117,9 @@ def set_param(folder: Path, name: str, value: Any) -> None:
 
 
 def events(api: str, name: str) -> list[dict[str, Any]]:
-    found = httpx.post(f"{api}/events/filter", json={"filter": {"event": {"name": [name]}}, "limit": 50})
+    found = httpx.post(
+        f"{api}/events/filter", json={"filter": {"event": {"name": [name]}}, "limit": 50}, auth=signed_in()
+    )
     return list(found.raise_for_status().json()["events"])
 
 
@@ -197,7 +199,8 @@ def test_a_failure_leaves_no_trace_and_raises_an_event(repository: Path, prefect
         (("-S", "lrr=1.0"), "params.yaml has no param 'lrr'."),
         (("-S", "lr=1.0,2.0"), "lr is to have one value here; `labdag sweep` tries many."),
         (("--branch", "nightly"), "has no branch 'nightly' with a commit; it has "),
-        (("--remote", "origin"), "The git remote 'origin' can't be read: "),
+        (("--remote", "origin"), "has no git remote 'origin'; it has none."),
+        (("--remote", "--upload-pack=touch /tmp/labdag-was-attacked"), "has no git remote '--upload-pack="),
         (("--model", "digit"), "No artifact of dvc.yaml that train makes is called 'digit'; there are digits."),
     ):
         done = retrain(repository, *options)

@@ -22,10 +22,11 @@ import httpx
 import psutil
 import pytest
 
-from flows import services
+from flows import password, services
 from flows.deployments import read
 from flows.graph import GraphError
-from tests.conftest import STRESS, free_port, is_gone, run, wait_for
+from tests.conftest import STRESS, free_port, is_gone, run, signed_in, wait_for
+from tests.prefect_api import SignedIn
 from tests.test_retrain import state_of
 
 TOY = """
@@ -100,15 +101,23 @@ class Up:
         found = services.running(folder)
         assert found is not None
         self.folder, self.services, self.api = folder, found, found.api
+        secret = password.read(services.place(folder))
+        self.auth = SignedIn(secret) if secret else None
 
-    def post(self, path: str, **body: Any) -> Any:
+    def request(self, method: str, path: str, **how: Any) -> httpx.Response:
         while True:
-            answer = httpx.post(f"{self.api}/{path}", json=body, timeout=30)
+            answer = httpx.request(method, f"{self.api}/{path}", timeout=60, auth=self.auth, **how)
             if (
                 answer.status_code != httpx.codes.SERVICE_UNAVAILABLE
             ):  # SQLite is locked: Prefect's client tries again, too
-                return answer.raise_for_status().json()
+                return answer.raise_for_status()
             time.sleep(0.5)
+
+    def get(self, path: str) -> Any:
+        return self.request("GET", path).json()
+
+    def post(self, path: str, **body: Any) -> Any:
+        return self.request("POST", path, json=body).json()
 
     def runs(self, flow: str) -> list[dict[str, Any]]:
         """All runs of a flow that have begun, the first one first."""
@@ -121,13 +130,13 @@ class Up:
 
     def deployment(self, name: str) -> str:
         """A deployment's id."""
-        return str(httpx.get(f"{self.api}/deployments/name/{name}", timeout=60).raise_for_status().json()["id"])
+        return str(self.get(f"deployments/name/{name}")["id"])
 
     def has_ended(self, flow_run: str) -> bool:
         return self.state(flow_run)["type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
 
     def state(self, flow_run: str) -> dict[str, Any]:
-        return dict(httpx.get(f"{self.api}/flow_runs/{flow_run}", timeout=60).raise_for_status().json()["state"])
+        return dict(self.get(f"flow_runs/{flow_run}")["state"])
 
 
 @pytest.fixture
@@ -239,11 +248,17 @@ def test_a_deployment_runs_and_what_died_is_ended(
 
 def test_up_and_down(up: Callable[..., Up], toy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "teacher:secret")
+    monkeypatch.delenv("PREFECT_API_AUTH_STRING", raising=False)
     folder = toy(TOY)
     site = up(folder)
-    assert httpx.get(f"{site.api}/flows/count").status_code in (401, 405)
-    assert httpx.post(f"{site.api}/flows/count", json={}).status_code == httpx.codes.UNAUTHORIZED
-    assert httpx.post(f"{site.api}/flows/count", json={}, auth=("teacher", "secret")).is_success
+    said = run("labdag", "up", cwd=folder).stdout
+    assert "sign in      with the password of PREFECT_SERVER_API_AUTH_STRING\n" in said
+    version = f"{site.api}/admin/version"
+    assert httpx.get(version).status_code == httpx.codes.UNAUTHORIZED
+    own = password.read(services.place(folder))
+    assert own is not None
+    assert httpx.get(version, auth=SignedIn(own)).status_code == httpx.codes.UNAUTHORIZED
+    assert httpx.get(version, auth=SignedIn("teacher:secret")).is_success
     again = run("labdag", "up", cwd=folder)
     assert site.services.url in again.stdout
     assert "starting" not in again.stdout
@@ -369,18 +384,13 @@ def test_serve_runs_deployments_without_a_worker(
     with subprocess.Popen(["labdag", "serve"], cwd=folder, stdout=subprocess.DEVNULL,
                           stderr=subprocess.DEVNULL) as serving:  # fmt: skip
         try:
+            request = partial(httpx.request, auth=signed_in(), timeout=60)
             address = f"{prefect_server}/deployments/name/reproduce/pipeline"
-            wait_for(lambda: httpx.get(address, timeout=60).is_success, 60)
-            deployment = httpx.get(address, timeout=60).json()["id"]
-            made = httpx.post(f"{prefect_server}/deployments/{deployment}/create_flow_run", json={}, timeout=60).json()[
-                "id"
-            ]
-            wait_for(
-                lambda: (
-                    httpx.get(f"{prefect_server}/flow_runs/{made}", timeout=60).json()["state"]["type"] == "COMPLETED"
-                ),
-                120,
-            )
+            wait_for(lambda: request("GET", address).is_success, 60)
+            deployment = request("GET", address).json()["id"]
+            made = request("POST", f"{prefect_server}/deployments/{deployment}/create_flow_run", json={}).json()["id"]
+            address = f"{prefect_server}/flow_runs/{made}"
+            wait_for(lambda: request("GET", address).json()["state"]["type"] == "COMPLETED", 120)
         finally:
             serving.send_signal(signal.SIGINT)
             serving.wait(60)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from flows import services
 from tests.conftest import free_port, run, wait_for
@@ -39,12 +39,31 @@ def site(finished: Path, prefect_home: Path, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
+def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         options: dict[str, Any] = {"executable_path": need("chromium"), "args": ["--no-sandbox"]}
         with playwright.chromium.launch(**options) as browser:
-            # As high as what is looked at: the UI renders only what can be seen.
-            yield browser.new_page(viewport={"width": 1400, "height": 1300})
+            yield browser
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser, site: Up) -> Page:
+    """A page of the UI, signed in."""
+    # As high as what is looked at: the UI renders only what can be seen.
+    page = browser.new_page(viewport={"width": 1400, "height": 1300})
+    page.goto(site.services.url)
+    shoot(page, "ui-sign-in")
+    sign_in(page, site)
+    return page
+
+
+def sign_in(page: Page, site: Up) -> None:
+    """Type what the command prints that `labdag up` names."""
+    field = page.locator("input[type=password]")
+    field.wait_for(timeout=LOADED)
+    field.fill(run("cat", services.password_file(site.folder), cwd=site.folder).stdout.strip())
+    field.press("Enter")
+    field.wait_for(state="detached", timeout=LOADED)
 
 
 def shoot(page: Page, name: str) -> None:
@@ -115,3 +134,21 @@ def test_a_lab_is_started_from_the_form_of_its_deployment(site: Up, page: Page) 
                    for each in site.runs("reproduce"))  # fmt: skip
 
     wait_for(ended, 200)
+
+
+def test_names_that_are_shell_commands_are_refused_before_anything_runs(site: Up, tmp_path: Path) -> None:
+    """DVC puts the names of a params.yaml into its commands, and a params.yaml may be a stranger's."""
+    path = site.folder / "params.yaml"
+    known = path.read_text()
+    name = f"x; touch {tmp_path}/was-run;"
+    try:
+        path.write_text(known.replace("\nlabs:\n", f'\nlabs:\n  "{name}": {{}}\n', 1))
+        told = run("labdag", "run", cwd=site.folder, check=False)
+        assert told.returncode == 1
+        assert f"params.yaml: labs.{name}" in told.stderr
+        started = site.start("reproduce/lab")
+        wait_for(lambda: site.has_ended(started), 60)
+        assert site.state(started)["message"].startswith(f"Refused: params.yaml: labs.{name}")
+    finally:
+        path.write_text(known)
+    assert not list(tmp_path.iterdir())
