@@ -6,6 +6,8 @@ import gzip
 import hashlib
 import io
 import json
+import os
+import socket
 import tarfile
 import zipfile
 from pathlib import Path
@@ -250,12 +252,12 @@ def test_every_unreadable_image_is_named_in_one_error() -> None:
     Path("photos/train/cat/1.png").write_text("no picture")
     content = Path("photos/test/dog/2.png").read_bytes()
     Path("photos/test/dog/2.png").write_bytes(content[:40])
-    Path("photos/train/dog/Thumbs.db").write_bytes(b"\0" * 10)
+    Path("photos/train/dog/notes.db").write_bytes(b"\0" * 10)
     block()
     block(sha256=failure().rpartition("sha256: ")[2])
     message = failure()
     assert message.startswith("3 files in photos can't be read as images; mend or remove them:\n")
-    for name in ("train/cat/1.png", "train/dog/Thumbs.db", "test/dog/2.png"):
+    for name in ("train/cat/1.png", "train/dog/notes.db", "test/dog/2.png"):
         assert f"\n  {name}: " in message
 
 
@@ -380,3 +382,68 @@ def test_an_empty_folder_gets_a_sentence() -> None:
 
 def test_the_kinds_are_the_modules_of_the_folder() -> None:
     assert kinds() == ["digits", "image_folder", "torchvision"]
+
+
+def test_what_is_no_file_is_named_and_not_waited_for() -> None:
+    photos(Path("photos"))
+    os.mkfifo("photos/train/cat/pipe.png")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("photos/test/dog/socket.png")
+        pinned()
+        said = failure()
+    assert "2 files in photos can't be read as images" in said
+    assert "train/cat/pipe.png: neither a file nor a folder" in said
+    assert "test/dog/socket.png: neither a file nor a folder" in said
+    os.mkfifo("pipe.zip")
+    block(path="pipe.zip")
+    assert "is 'pipe.zip', which is neither a file nor a folder" in failure()
+
+
+def test_what_the_file_manager_of_windows_leaves_is_left_out() -> None:
+    photos(Path("photos"))
+    for name in ("photos/desktop.ini", "photos/train/Thumbs.db", "photos/train/cat/Thumbs.db"):
+        Path(name).write_text("of no use")
+    pinned()
+    download.main("mine")
+    assert arrays.load("mine").train.images.shape == (4, 3, *SIZE)
+
+
+@pytest.mark.parametrize("wrap", ["a", "a/b", "a/b/c"])
+def test_images_in_folders_in_each_other_are_found(wrap: str) -> None:
+    photos(Path("wrapped") / wrap)
+    block(path="mine.zip", sha256=packed(Path("wrapped"), "mine.zip"))
+    download.main("mine")
+    assert arrays.load("mine").classes == ["cat", "dog"]
+
+
+def test_a_zip_of_windows_with_backslashes_is_a_dataset() -> None:
+    photos(Path("photos"))
+    with zipfile.ZipFile("mine.zip", "w") as zipped:
+        zipped.writestr("photos\\train\\", b"")
+        for path in sorted(Path("photos").rglob("*.png")):
+            member = zipfile.ZipInfo()
+            member.filename = str(path).replace("/", "\\")
+            zipped.writestr(member, path.read_bytes())
+    block(path="mine.zip", sha256=hashlib.sha256(Path("mine.zip").read_bytes()).hexdigest())
+    download.main("mine")
+    assert arrays.load("mine").classes == ["cat", "dog"]
+
+
+def test_a_class_without_an_image_is_told() -> None:
+    photos(Path("photos"))
+    for part in ("train", "test"):
+        Path(f"photos/{part}/emu").mkdir()
+    pinned()
+    assert "leads to folders of classes without an image: emu" in failure()
+
+
+def test_a_picture_stands_as_its_exif_orientation_says() -> None:
+    photos(Path("photos"))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    upright = np.zeros((8, 10, 3), np.uint8)
+    upright[:4] = 255
+    Image.fromarray(upright[::-1, ::-1]).save("photos/train/cat/0.png", exif=exif)
+    pinned()
+    download.main("mine")
+    assert np.array_equal(arrays.load("mine").train.images[0], upright.transpose(2, 0, 1))

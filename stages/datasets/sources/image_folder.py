@@ -26,10 +26,15 @@ from stages.program.options import OptionError, Options, UserError
 
 MODES = {"grey": "L", "rgb": "RGB"}
 AT_ONCE = 1 << 25  # bytes of decoded images in memory
+PARTS = ("train", "test")
+LEFT_BEHIND = ("thumbs.db", "desktop.ini", "__macosx")  # by file managers, in letters of any case
 
 
 class Source(Options):
-    """Images in `train/<class>/` and `test/<class>/`, or in `<class>/` with a fraction kept for testing."""
+    """Images in `train/<class>/` and `test/<class>/`, or in `<class>/` with a fraction kept for testing.
+
+    They are turned as their EXIF orientation says, so that they stand as a person sees them.
+    """
 
     kind: Literal["image_folder"] = Field(description="Your own images, a folder for each class.")
     path: str = Field(
@@ -88,7 +93,7 @@ def read(source: Source, folder: Path) -> Dataset:
     path = folder / _file_name(source) if _remote(source) else Path(source.path).expanduser()
     _verify(source, path)
     root = _top(path if path.is_dir() else _extract(path, folder / "extracted"))
-    parts = [name for name in ("train", "test") if (root / name).is_dir()]
+    parts = [name for name in PARTS if (root / name).is_dir()]
     if len(parts) == 1:
         raise OptionError("path", f"is {source.path!r}, which has a folder {parts[0]}, but train and test go together.")
     if parts:
@@ -131,6 +136,8 @@ def _file_name(source: Source) -> str:
 def _verify(source: Source, path: Path) -> None:
     if not path.exists():
         raise OptionError("path", f"is {source.path!r}, but there is no such file or folder.")
+    if not (path.is_dir() or path.is_file()):
+        raise OptionError("path", f"is {source.path!r}, which is neither a file nor a folder.")
     if path.is_dir():
         _check_digest(source, _folder_digest(_top(path)))
     else:
@@ -171,11 +178,13 @@ def _extract(archive: Path, target: Path) -> Path:
                 tar.extractall(target, filter="data")
         elif name.endswith(".zip"):
             with zipfile.ZipFile(archive) as zipped:
-                for member in zipped.namelist():
-                    pure = PurePosixPath(member.replace("\\", "/"))
+                for member in zipped.infolist():
+                    member.filename = member.filename.replace("\\", "/")  # as some programs for Windows write them
+                    pure = PurePosixPath(member.filename)
                     if pure.is_absolute() or ".." in pure.parts:
-                        raise UserError(_outside(archive, member))
-                zipped.extractall(target)
+                        raise UserError(_outside(archive, member.orig_filename))
+                for member in zipped.infolist():
+                    zipped.extract(member, target)
         else:
             raise OptionError("path", f"is {archive.name!r}, but should be a folder, a .tar.gz, a .tgz or a .zip.")
     except (tarfile.OutsideDestinationError, tarfile.AbsolutePathError, tarfile.LinkOutsideDestinationError) as error:
@@ -198,14 +207,23 @@ def _outside(archive: Path, member: str) -> str:
 
 
 def _top(root: Path) -> Path:
-    """Step into the one folder in which an archive often wraps everything."""
-    children = _visible(root.iterdir(), root)
-    return children[0] if len(children) == 1 and children[0].is_dir() else root
+    """Step into the one folder, or the folders in each other, in which an archive often wraps everything."""
+    while True:
+        children = _visible(root.iterdir(), root)
+        if len(children) != 1 or not children[0].is_dir() or children[0].name in PARTS:
+            return root
+        if not any(each.is_dir() for each in _visible(children[0].iterdir(), root)):
+            return root  # it is the folder of a class
+        root = children[0]
 
 
 def _visible(paths: Iterable[Path], root: Path) -> list[Path]:
-    """Leave out hidden files, and the shadow folder that macOS puts into its zips."""
-    return [p for p in paths if not any(part.startswith((".", "__MACOSX")) for part in p.relative_to(root).parts)]
+    """Leave out hidden files, and what file managers leave behind."""
+    return [
+        path
+        for path in paths
+        if not any(part.startswith(".") or part.lower() in LEFT_BEHIND for part in path.relative_to(root).parts)
+    ]
 
 
 def _files(root: Path) -> dict[str, list[Path]]:
@@ -214,7 +232,9 @@ def _files(root: Path) -> dict[str, list[Path]]:
     files = {
         folder.name: sorted(p for p in _visible(folder.rglob("*"), folder) if not p.is_dir()) for folder in folders
     }
-    return {name: paths for name, paths in files.items() if paths}
+    if empty := [name for name, paths in files.items() if not paths]:
+        raise OptionError("path", f"leads to folders of classes without an image: {', '.join(empty)}. Remove them.")
+    return files
 
 
 def _split(
@@ -239,6 +259,8 @@ def _decode(files: dict[str, list[Path]], root: Path, source: Source, unreadable
     shape = (len(Image.new(mode, (1, 1)).getbands()), height, width)
 
     def decode(path: Path) -> NDArray[np.uint8] | str:
+        if path.exists() and not path.is_file():  # to open a pipe is to wait for somebody who writes into it
+            return f"  {path.relative_to(root)}: neither a file nor a folder"
         try:
             with Image.open(path) as image:
                 resized = _eight_bit(ImageOps.exif_transpose(image)).convert(mode)
