@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import codecs
 import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 PROGRESS_SECONDS = 10.0
 LINES_PER_SECOND = 50
 BURST = 500
 LONGEST = 4000  # characters of a line
+KEPT = 8 * LONGEST  # bytes that are kept of a line in the making: some of them may be control sequences
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[@-Z\\-_]|[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 
 class Lines:
-    """Splits a stream of bytes into lines.
+    """Splits a stream of bytes into lines, in linear time and bounded memory, however long a line is.
 
     What a carriage return overwrites on a terminal is a state of a progress bar: of these one passes now and then,
     and the last one always.
@@ -27,31 +28,57 @@ class Lines:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._rest = ""
+        self._rest = _Text()  # the state in the making
+        self._whole = _Text()  # the last state before it in this line that was not empty
         self._shown_at = -PROGRESS_SECONDS
 
     def feed(self, data: bytes) -> Iterator[str]:
         """Lines that `data` completes, without their ends; empty `data` ends the stream."""
-        self._rest += self._decoder.decode(data, final=not data)
-        *lines, self._rest = self._rest.replace("\r\n", "\n").split("\n")
-        if not data and self._rest:
-            lines.append(self._rest)
-            self._rest = ""
+        *lines, rest = data.split(b"\n")
         for line in lines:
-            yield _clean(line.rstrip("\r").rpartition("\r")[2])
-        # A bar in the making: the newest whole state, if it is time; a return just read may belong to a line's end.
-        states = self._rest.split("\r")
-        if len(states) > 1 and states[-1] != "":
-            self._rest = states[-1]
-            if states[-2] and self._clock() - self._shown_at >= PROGRESS_SECONDS:
+            self._take(line)
+            yield (self._rest or self._whole).shown()
+            self._rest, self._whole = _Text(), _Text()
+        self._take(rest)
+        if not data and (self._rest or self._whole):
+            yield (self._rest or self._whole).shown()
+            self._rest, self._whole = _Text(), _Text()
+        elif self._rest and self._whole:  # a bar, whose newest whole state may be shown
+            if self._clock() - self._shown_at >= PROGRESS_SECONDS:
                 self._shown_at = self._clock()
-                yield _clean(states[-2])
+                yield self._whole.shown()
+            self._whole = _Text()
+
+    def _take(self, part: bytes) -> None:
+        """Take in a part of a line, of which only the last two states that are not empty are of interest."""
+        before, returned, state = part.rpartition(b"\r")
+        if not returned:
+            self._rest = self._rest.with_more(part)
+            return
+        _, returned, whole = before.rstrip(b"\r").rpartition(b"\r")
+        found = _Text().with_more(whole) if returned else self._rest.with_more(whole)
+        self._whole = found or self._whole
+        self._rest = _Text().with_more(state)
 
 
-def _clean(line: str) -> str:
-    line = _CONTROL.sub("", line)
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]}… ({len(line):,} characters)"
+@dataclass(frozen=True)
+class _Text:
+    """The beginning of a text, and how many bytes it has."""
+
+    kept: bytes = b""
+    length: int = 0
+
+    def __bool__(self) -> bool:
+        return self.length > 0
+
+    def with_more(self, data: bytes) -> _Text:
+        return _Text(self.kept + data[: KEPT - len(self.kept)], self.length + len(data)) if data else self
+
+    def shown(self) -> str:
+        line = _CONTROL.sub("", self.kept.decode(errors="replace"))
+        if len(line) <= LONGEST and self.length == len(self.kept):
+            return line
+        return f"{line[:LONGEST]}… ({self.length:,} bytes)"
 
 
 class Throttle:
