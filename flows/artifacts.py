@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextvars
+import hashlib
 import re
 import threading
 from collections.abc import Callable
@@ -14,11 +15,13 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 
 from flows import server
+from flows.files import exists
 from flows.graph import Stage
 
 SECONDS = 1.0  # between two looks of the UI's at how far a stage has come
 LAST_SECONDS = 10.0  # that a stage may wait, at its end, for the last word on it to arrive
 MOST_BYTES = 4_000_000  # of pictures with a stage; the UI loads them all at once
+LONGEST_KEY = 100  # characters of a stage's name in an artifact's key
 PICTURES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".gif": "gif", ".svg": "svg+xml", ".webp": "webp"}
 
 
@@ -109,10 +112,15 @@ def show_pictures(stage: Stage, root: Path) -> None:
 
 
 def _pictures(path: Path) -> list[Path]:
+    if not exists(path):
+        return []
     found = sorted(path.rglob("*")) if path.is_dir() else [path]
     return [each for each in found if each.suffix.lower() in PICTURES and each.is_file()]
 
 
 def slug(name: str) -> str:
-    """A name as the key of an artifact: of small letters, digits and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    """A name as the key of an artifact: of small letters, digits and dashes, and with a digest for other letters."""
+    key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:LONGEST_KEY]
+    if name.isascii() and len(name) <= LONGEST_KEY:
+        return key
+    return f"{key}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".removeprefix("-")

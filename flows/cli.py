@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from flows import tables
-from flows.environment import reach_this_machine
+from flows import proxies, tables
+from flows.environment import keep_quiet, lend, without_lent
 from flows.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,11 +40,10 @@ app = typer.Typer(
 def main() -> None:
     """Entry point: a user's mistake ends in one sentence and exit code 1, Ctrl-C in exit code 130."""
     gc.disable()  # while all is imported, which takes a third longer with it
-    # Started without a server, Prefect starts one for the time of the run: give a busy machine time for it,
-    # and keep its usage statistics at home. Whoever has set these has the last word.
+    # A busy machine takes its time for a temporary server. Whoever has set this has the last word.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    reach_this_machine(os.environ)
+    keep_quiet(os.environ)
+    proxies.settle(os.environ, os.environ.get("PREFECT_API_URL", ""))
     try:
         app()
     except UserError as error:
@@ -150,6 +149,23 @@ def run(
         bool, typer.Option("--downstream", help="Take what depends on the targets, instead of what they depend on.")
     ] = False,
     pull: Annotated[bool, typer.Option("--pull", help="Fetch what is missing from DVC's remote.")] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave stages alone of which only data are missing.")
+    ] = False,
+    single_item: Annotated[
+        bool, typer.Option("--single-item", "-s", help="Take the targets alone, without what is upstream.")
+    ] = False,
+    force_downstream: Annotated[
+        bool, typer.Option("--force-downstream", help="Run what depends on a stage that has run, in any case.")
+    ] = False,
+    no_run_cache: Annotated[
+        bool, typer.Option("--no-run-cache", help="Restore nothing from earlier runs, but run again.")
+    ] = False,
+    no_commit: Annotated[
+        bool, typer.Option("--no-commit", help="Keep no outputs in DVC's cache; `dvc commit` does later.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but what went wrong.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print what Prefect does, step by step.")] = False,
     slots: Annotated[
         list[str] | None,
         typer.Option(
@@ -159,23 +175,28 @@ def run(
     ] = None,
 ) -> None:
     """Bring labs up to date: run exactly the stages that changes affect, independent ones at once."""
-    root = _project()
+    root, folder = _here()
+    if quiet or verbose:  # before Prefect is loaded, which looks at it once
+        lend(os.environ, PREFECT_LOGGING_LEVEL="ERROR" if quiet else "DEBUG")
     from flows import supervisor
 
     if parent := os.environ.pop(supervisor.PARENT, ""):  # it is not the parent of what a stage starts
         supervisor.end_with_parent(int(parent))
-    _prepare()
+    _prepare(root)
     params = _check_params(root)
     from flows import graph, summary
     from flows.schedule import sizes
-    from flows.targets import select
+    from flows.targets import rooted, select
 
     told = dict(map(_slot, slots or []))
-    targets = _targets(targets, params)
     # Told before Prefect's server is waited for: a typo should not cost ten seconds.
     known = graph.prepare(root).stages
+    targets = _targets(rooted(known, targets or [], folder), params)
     select(known, targets)
     sizes(known, told)
+    if not known:
+        _say_no_stages()
+        return
 
     done, failure = _reproduce(
         targets=targets,
@@ -184,17 +205,27 @@ def run(
         keep_going=keep_going,
         downstream=downstream,
         pull=pull,
+        allow_missing=allow_missing,
+        single_item=single_item,
+        force_downstream=force_downstream,
+        no_run_cache=no_run_cache,
+        no_commit=no_commit,
         slots=told,
         root=str(root),
     )
-    tables.show(summary.rows(root, done.stages, done.outcomes))
-    print(f"{summary.counts(done.outcomes.values())}")
+    if not quiet:
+        tables.show(summary.rows(root, done.stages, done.outcomes))
+        print(f"{summary.counts(done.outcomes.values())}")
     if failure is not None:
         from flows.reproduce import NOT_STARTED
 
         is_cut_short = any(outcome.reason.startswith(NOT_STARTED) for outcome in done.outcomes.values())
         hint = "\nWhat does not depend on that was not started either; `--keep-going` goes on with it."
         _fail(f"{failure}{hint if is_cut_short else ''}")
+
+
+def _say_no_stages() -> None:
+    print("There are no stages here: dvc.yaml defines them, and `dvc stage add` writes it.")
 
 
 def _reproduce(**parameters: Any) -> tuple[Reproduction, StageFailedError | None]:
@@ -216,9 +247,8 @@ def _reproduce(**parameters: Any) -> tuple[Reproduction, StageFailedError | None
 
 def _flow(function: Callable[..., Any], if_interrupted: str, **parameters: Any) -> Any:
     """Run a flow, with a temporary server where none is named: what it returns."""
-    from flows import graph, server
+    from flows import server
 
-    graph.hide_progress()
     gc.freeze()
     gc.enable()
     # Closing the terminal, or `kill`, ends a run as Ctrl-C does: with no stage left behind. (While the flow runs,
@@ -249,20 +279,31 @@ def plan(
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="As for `labdag run`.")] = False,
     downstream: Annotated[bool, typer.Option("--downstream", help="As for `labdag run`.")] = False,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="As for `labdag run`.")] = False,
+    single_item: Annotated[bool, typer.Option("--single-item", "-s", help="As for `labdag run`.")] = False,
+    force_downstream: Annotated[bool, typer.Option("--force-downstream", help="As for `labdag run`.")] = False,
+    no_run_cache: Annotated[bool, typer.Option("--no-run-cache", help="As for `labdag run`.")] = False,
+    pull: Annotated[bool, typer.Option("--pull", help="As for `labdag run`.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Show the stages that stay as they are, too.")] = False,
 ) -> None:
     """Tell what a run would do to each stage, and why, without running anything."""
-    root = _project()
+    root, folder = _here()
     params = _check_params(root)
     from flows import graph, summary
-    from flows.plan import Will
+    from flows.plan import How, Will
     from flows.plan import plan as planned
-    from flows.targets import select
+    from flows.targets import rooted, select
 
     with graph.Pipeline(root) as pipeline:
-        steps = planned(
-            pipeline, select(pipeline.stages, _targets(targets, params), downstream=downstream), force=force
-        )
+        meant = _targets(rooted(pipeline.stages, targets or [], folder), params)
+        pipeline.allow_missing = allow_missing
+        stages = select(pipeline.stages, meant, downstream=downstream, single=single_item)
+        steps = planned(pipeline, stages, How(force, force_downstream, no_run_cache, pull))
+        if not pipeline.stages:
+            _say_no_stages()
+            return
+    for problem in graph.problems(stages.values()):
+        print(f"Warning: {problem}", file=sys.stderr)
     shown = [step for step in steps if everything or step.will is not Will.UNCHANGED]
     if shown:
         tables.show([{"stage": step.stage, "what": step.will, "why": step.reason} for step in shown])
@@ -370,28 +411,32 @@ def sweep(
     minimize: Annotated[bool, typer.Option("--minimize", help="Less of it is better.")] = False,
 ) -> None:
     """Make a target with combinations of some values, each in a copy, and record them as DVC experiments."""
-    root = _project()
+    root, folder = _here()
     from flows import temporary_server
 
-    temporary_server.prepare()
+    temporary_server.prepare(root)
+    target = _rooted_one(root, folder, target)
     _check_points(root, target, values or [], is_grid=trials is None, are_labs=_check_params(root) is not None)
     from flows.sweep import sweep as made
-    from flows.swept import Found, Sweep
+    from flows.swept import Found, PointsFailedError, Sweep
 
-    done = _flow(
-        made,
-        "what is recorded stays; started again, the sweep goes on from there.",
-        target=target,
-        values=values or [],
-        jobs=jobs,
-        trials=trials,
-        metric=metric,
-        minimize=minimize,
-        root=str(root),
-    )
+    try:
+        done = _flow(
+            made,
+            "what is recorded stays; started again, the sweep goes on from there.",
+            target=target,
+            values=values or [],
+            jobs=jobs,
+            trials=trials,
+            metric=metric,
+            minimize=minimize,
+            root=str(root),
+        )
+    except PointsFailedError as error:
+        done = error.sweep
     assert isinstance(done, Sweep)
     tables.show(done.rows())
-    failed = [result for result in done.results if result.found is Found.FAILED]
+    failed = done.failed()
     known = sum(result.found is Found.KNOWN for result in done.results)
     names = [result.experiment for result in done.results if result.experiment]
     points = "1 point" if len(done.results) == 1 else f"{len(done.results)} points"
@@ -433,8 +478,9 @@ def retrain(
     force: Annotated[bool, typer.Option("--force", "-f", help="Retrain even if nothing has changed.")] = False,
 ) -> None:
     """Make a lab anew from the newest commit, in a clone, and register its model if it passes the gate."""
-    root = _project()
-    _prepare()
+    root, folder = _here()
+    _prepare(root)
+    target = _rooted_one(root, folder, target)
     from flows import server
     from flows.reproduce import RunCancelledError, StageFailedError
     from flows.retrain import Retraining
@@ -464,6 +510,22 @@ def retrain(
     if done.checks:
         tables.show(done.rows())
     print(f"{done.ending}: {done.reason}")
+
+
+def _rooted(root: Path, folder: str, targets: list[str]) -> list[str]:
+    """Targets that are named in a folder, as they are named from the root."""
+    from flows import graph
+    from flows.targets import rooted
+
+    return rooted(graph.load(root), targets, folder) if folder and targets else targets
+
+
+def _rooted_one(root: Path, folder: str, target: str) -> str:
+    """The same of one that is to be one."""
+    names = _rooted(root, folder, [target])
+    if len(names) > 1:
+        raise MistakeError(f"'{target}' means several stages in {folder}: {', '.join(names)}. Name one of them.")
+    return names[0]
 
 
 def _check_points(root: Path, target: str, values: list[str], *, is_grid: bool, are_labs: bool) -> None:
@@ -506,7 +568,7 @@ def up(
     host: Annotated[
         str | None,
         typer.Option(
-            help="The address to listen at; from others than 127.0.0.1 it can be reached by all (default: 127.0.0.1).",
+            help="The address to listen at; any other than 127.0.0.1 lets other machines in (default: 127.0.0.1).",
             show_default=False,
         ),
     ] = None,
@@ -532,7 +594,7 @@ def up(
         typer.Option(
             "--public-url",
             metavar="URL",
-            help="The address that others use, in front of a reverse proxy, such as https://labs.example.org; may be "
+            help="The address of the reverse proxy that others use, such as https://labs.example.org; may be "
             "given again.",
             show_default=False,
         ),
@@ -599,8 +661,9 @@ def verify(
 
     Exits with 1 where one has other bytes.
     """
-    root = _project()
-    _prepare()
+    root, folder = _here()
+    _prepare(root)
+    targets = _rooted(root, folder, targets or [])
     params = _check_params(root)
     from flows.verify import verify as verified
 
@@ -655,6 +718,9 @@ def list_() -> None:
     with graph.Pipeline(root) as pipeline:
         stages = select(pipeline.stages, [])
         stale = {name: graph.told(pipeline.changes(name)) for name in stages}
+    if not stages:
+        _say_no_stages()
+        return
     labs = results(stages) if params is None else {key: select(stages, [key]) for key in params.labs}
     rows = [
         {
@@ -733,7 +799,12 @@ def _reached(root: Path) -> list[Finding]:
 
     # Another process: flows/ does not import stages/.
     done = subprocess.run(
-        [sys.executable, "-m", "stages.datasets.reach"], cwd=root, stdout=subprocess.PIPE, text=True, check=False
+        [sys.executable, "-m", "stages.datasets.reach"],
+        cwd=root,
+        env=without_lent(os.environ),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     advice = "Name a mirror in LABDAG_MIRRORS, or take labs on datasets that need no download."
     found = []
@@ -760,10 +831,17 @@ def _state(reasons: Sequence[tuple[Any, str | None]]) -> str:
 
 
 def _project(*, warns: bool = True) -> Path:
+    """The root of the DVC repository, to which this process goes; server and password are set if `labdag up` runs."""
+    return _here(warns=warns)[0]
+
+
+def _here(*, warns: bool = True) -> tuple[Path, str]:
+    """The root, as `_project` says, and where the user stands: a path from the root, empty at the root itself."""
     from flows.graph import find_root
 
-    root = find_root(Path.cwd())
-    if root != Path.cwd():
+    start = Path.cwd()
+    root = find_root(start)
+    if root != start:
         os.chdir(root)
     if "PREFECT_API_URL" not in os.environ:
         from flows import services
@@ -776,15 +854,15 @@ def _project(*, warns: bool = True) -> Path:
                     "account of this machine run commands as you; `labdag up` starts it again with a password.",
                     file=sys.stderr,
                 )
-    return root
+    return root, start.relative_to(root).as_posix() if root != start else ""
 
 
-def _prepare() -> None:
+def _prepare(root: Path) -> None:
     """Start what takes as long to load as this process takes to load its own: DVC for the stages, Prefect's server."""
     from flows import execute, temporary_server
 
     execute.prepare()
-    temporary_server.prepare()
+    temporary_server.prepare(root)
 
 
 def _check_params(root: Path) -> Params | None:

@@ -24,6 +24,7 @@ class Deployed:
         path: where the code is, relative to what the pull steps make.
         pull_steps: what is done before the flow is loaded, such as changing to a folder.
         job_variables: what the process of a run gets, such as `env`.
+        queue: the work queue that its runs are in; empty if they are not for the project's worker.
     """
 
     id: str = ""
@@ -31,6 +32,7 @@ class Deployed:
     path: str | None = None
     pull_steps: list[dict[str, Any]] = field(default_factory=list)
     job_variables: dict[str, Any] = field(default_factory=dict)
+    queue: str = field(default="", compare=False)
 
 
 class Record:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +30,7 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.events import AutomationCore, EventTrigger, Posture
 from prefect.events.actions import ChangeFlowRunState
 from prefect.exceptions import ObjectNotFound
+from prefect.flows import load_flow_from_entrypoint
 from prefect.schedules import Schedule
 from prefect.states import Crashed
 from prefect.types.entrypoint import EntrypointType
@@ -44,7 +45,6 @@ from flows.worker import as_recorded
 
 FILE = "prefect.yaml"
 POOL = "labdag"
-DEFAULT_QUEUE = "default"  # where a deployment goes that names no queue
 KINDS = ("cron", "interval", "rrule")  # of schedules
 _UNENDED = FlowRunFilterState(
     type=FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
@@ -114,24 +114,18 @@ def read(root: Path) -> list[Deployment]:
     entries = declared.get("deployments") if isinstance(declared, dict) else None
     if not isinstance(entries, list) or not entries:
         raise GraphError(f"{path} has no deployments: list some under `deployments:`, each with a name and entrypoint.")
-    return [_deployment(entry, f"{FILE}: deployments[{number}]") for number, entry in enumerate(entries)]
+    return [_deployment(entry, root, f"{FILE}: deployments[{number}]") for number, entry in enumerate(entries)]
 
 
-def _deployment(entry: Any, where: str) -> Deployment:
+def _deployment(entry: Any, root: Path, where: str) -> Deployment:
     for key in ("name", "entrypoint"):
         if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
             raise GraphError(f"{where}.{key} is missing.")
-    module, _, name = entry["entrypoint"].rpartition(".")
-    why = ""
-    found = None
-    try:
-        found = getattr(import_module(module), name, None) if module else None
-    except Exception as error:  # whatever the module does
-        why = f" It can't be imported: {error}."
-    if not isinstance(found, Flow):
+    found, why = _flow(entry["entrypoint"], root)
+    if found is None:
         raise GraphError(
             f"{where}.entrypoint is '{entry['entrypoint']}', but should be a module and the flow in it, such as "
-            f"flows.reproduce.reproduce.{why}"
+            f"flows.reproduce.reproduce, or a file and the flow in it, such as night.py:all_labs.{why}"
         )
     schedules = entry.get("schedules") or []
     if not isinstance(schedules, list):
@@ -142,6 +136,19 @@ def _deployment(entry: Any, where: str) -> Deployment:
         entry,
         tuple(_schedule(each, f"{where}.schedules[{number}]") for number, each in enumerate(schedules)),
     )
+
+
+def _flow(entrypoint: str, root: Path) -> tuple[Flow[Any, Any] | None, str]:
+    """The flow that an entrypoint names, or why there is none, as another sentence."""
+    if str(root) not in sys.path:
+        sys.path.append(str(root))  # as the worker and Prefect do
+    path, _, name = entrypoint.rpartition(":")
+    module, _, flow = entrypoint.rpartition(".")
+    try:
+        found = load_flow_from_entrypoint(f"{root / path}:{name}") if path else getattr(import_module(module), flow)
+    except Exception as error:  # whatever the module does
+        return None, f" It can't be loaded: {error}." if path or module else ""
+    return (found, "") if isinstance(found, Flow) else (None, "")
 
 
 def _schedule(entry: Any, where: str) -> Schedule:
@@ -195,16 +202,14 @@ def deploy(root: Path, api: str, database: str, place: Path, declared: list[Depl
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(path)]
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip(" │╭╰─╮╯")]
-            raise GraphError(f"{path} can't be deployed to {api}: {said[-1] if said else 'Prefect did not say why'}")
+            raise GraphError(f"{path} can't be deployed to {api}: {_cause(done.stderr + done.stdout)}")
         deployed = {}
         for each in declared:
             known = client.read_deployment_by_name(each.name)
-            if each.pool == POOL and each.queue is None:
-                client.update_deployment(
-                    known.id, DeploymentUpdate(work_pool_name=POOL, work_queue_name=queue_of(root))
-                )
-            deployed[each.name] = as_recorded(known)
+            queue = (each.queue or queue_of(root)) if each.pool == POOL else ""
+            if queue and each.queue is None:
+                client.update_deployment(known.id, DeploymentUpdate(work_pool_name=POOL, work_queue_name=queue))
+            deployed[each.name] = replace(as_recorded(known), queue=queue)
         for name in sorted({*before} - {*names}):
             with suppress(ObjectNotFound):
                 known = client.read_deployment_by_name(name)
@@ -215,17 +220,18 @@ def deploy(root: Path, api: str, database: str, place: Path, declared: list[Depl
     return sorted({*before, *names})
 
 
+def _cause(said: str) -> str:
+    """Why Prefect could not do something: the last line that is no frame, and does not just say that it could not."""
+    lines = [line.strip(" │╭╰─╮╯\t") for line in said.splitlines()]
+    lines = [line for line in lines if line and line != "An exception occurred."]
+    return lines[-1] if lines else "Prefect did not say why"
+
+
 def queue_of(root: Path) -> str:
     """The work queue of a project. Two projects with one database share a work pool, but not their runs."""
     digest = hashlib.sha256(os.fsencode(root)).hexdigest()[:8]
     name = re.sub(r"[^\w.-]+", "-", root.name)
     return f"{name}-{digest}"
-
-
-def queues(root: Path, declared: list[Deployment]) -> list[str]:
-    """The work queues that the project's worker polls: its own, and those where others may have put something."""
-    named = [each.queue for each in declared if each.pool == POOL and each.queue is not None]
-    return list(dict.fromkeys([queue_of(root), DEFAULT_QUEUE, *named]))
 
 
 def _other_project(deployment: DeploymentResponse, root: Path) -> Path | None:

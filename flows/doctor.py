@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
-from flows.graph import GraphError, Pipeline, cache_of, default_remote, link_types
+from flows.environment import without_lent
+from flows.graph import GraphError, Pipeline, cache_of, default_remote, link_types, problems
+from flows.guard import is_loopback
 from flows.journal import Journal
 from flows.schedule import GPU, detected
 from flows.summary import counted
@@ -59,8 +62,9 @@ def examine(root: Path) -> Iterator[Finding]:
     """Look at all that runs need, one thing after the other."""
     yield _dvc()
     yield _git(root)
-    yield _pipeline(root)
+    yield from _pipeline(root)
     yield _server()
+    yield from _proxies()
     yield from _open_servers(root)
     cache = _cache_folder(root)
     yield from _cache(root, cache)
@@ -96,12 +100,14 @@ def _git(root: Path) -> Finding:
     return Finding("git", Health.GOOD, f"at {head.strip()}")
 
 
-def _pipeline(root: Path) -> Finding:
+def _pipeline(root: Path) -> Iterator[Finding]:
     try:
         with Pipeline(root) as pipeline:
-            return Finding("pipeline", Health.GOOD, counted(len(pipeline.stages)))
+            yield Finding("pipeline", Health.GOOD, counted(len(pipeline.stages)))
+            for problem in problems(pipeline.stages.values()):
+                yield Finding("meta", Health.NOTE, problem)
     except GraphError as error:
-        return Finding("pipeline", Health.BAD, str(error), "Mend that first; nothing runs before.")
+        yield Finding("pipeline", Health.BAD, str(error), "Mend that first; nothing runs before.")
 
 
 def _server() -> Finding:
@@ -121,20 +127,33 @@ def _server() -> Finding:
     try:
         with server.brief_client() as client:
             return Finding("Prefect server", Health.GOOD, f"{client.api_version()} at {url}")
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, ValueError, ImportError) as error:  # the last two of a proxy that httpx can't use
         what = "lets nobody in" if isinstance(error, httpx.HTTPStatusError) else "does not answer"
         told = str(error).splitlines()[0] if str(error) else type(error).__name__
         advice = server.about(error) or "See the server's own log."
         return Finding("Prefect server", Health.BAD, f"{url} {what}: {told}", advice)
 
 
+def _proxies() -> Iterator[Finding]:
+    """SOCKS proxies in the environment, of which Prefect's client does not see all."""
+    from flows import proxies, server
+
+    original = without_lent(os.environ)
+    named = [f"{name}={original[name]}" for name in proxies.variables(original) if proxies.is_socks(original[name])]
+    if server.no_way:
+        yield Finding("proxy", Health.BAD, server.no_way)
+    elif named:
+        told = f"{', '.join(named)}: not asked for the Prefect server, but left as it is for stages, DVC and git"
+        yield Finding("proxy", Health.NOTE, told)
+
+
 def _open_servers(root: Path) -> Iterator[Finding]:
     """The Prefect servers that let in whoever asks: the named one, and those of this account, whoever started them."""
     from prefect.settings import get_current_settings
 
-    from flows import password, services
+    from flows import password, server, services
 
-    named = get_current_settings().api.url
+    named = None if server.no_way else get_current_settings().api.url
     servers = {f"{url}/api": process for process, url in _listening()}
     for api in dict.fromkeys([*([named] if named else []), *servers]):
         if holes := _holes(api):
@@ -162,9 +181,13 @@ def _holes(api: str) -> list[str]:
     """What a server lets in that it should not."""
     import httpx
 
+    is_here = is_loopback(urlsplit(api).hostname or "")
+
     def answer(method: str, path: str, **headers: str) -> httpx.Response | None:
         with suppress(httpx.HTTPError):
-            return httpx.request(method, f"{api}/{path}", headers=headers, timeout=ANSWER_SECONDS)
+            return httpx.request(
+                method, f"{api}/{path}", headers=headers, timeout=ANSWER_SECONDS, trust_env=not is_here
+            )
         return None
 
     holes = []

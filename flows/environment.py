@@ -1,4 +1,4 @@
-"""Environment variables that labdag sets in its own processes; those for Prefect's client, no stage gets.
+"""Environment variables that labdag sets in its own processes, and that no stage gets.
 
 A stage runs with the variables of whoever started the run, as under `dvc repro`: with the server's password in its
 environment, a command that prints its environment would write it into a log.
@@ -6,26 +6,50 @@ environment, a command that prints its environment would write it into a log.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+import json
+from collections.abc import Iterable, Mapping, MutableMapping
+from typing import Any
 
-LENT = "LABDAG_LENT"  # the names of the variables, with commas between
+LENT = "LABDAG_LENT"  # what the variables were before, by name, as JSON; null for one that was not set
+# Neither Prefect nor DVC is to send usage statistics, or to print that it does, unless the user has asked for it.
+QUIET = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DVC_NO_ANALYTICS": "1"}
 
 
-def lend(environment: MutableMapping[str, str], **variables: str) -> None:
-    """Set variables that stages are not to get."""
-    environment.update(variables)
-    names = filter(None, environment.get(LENT, "").split(","))
-    environment[LENT] = ",".join(dict.fromkeys([*names, *variables]))
+def lend(environment: MutableMapping[str, str], **variables: str | None) -> None:
+    """Set variables that stages are not to get; None takes one away."""
+    before: dict[str, str | None] = json.loads(environment.get(LENT, "{}"))
+    for name, value in variables.items():
+        before.setdefault(name, environment.get(name))
+        _set(environment, name, value)
+    environment[LENT] = json.dumps(before)
+
+
+def mark_lent(environment: MutableMapping[str, Any], names: Iterable[str]) -> None:
+    """Keep variables from stages that somebody else has set."""
+    before = json.loads(environment.get(LENT, "{}"))
+    environment[LENT] = json.dumps(dict.fromkeys(names) | before)
+
+
+def lent(environment: Mapping[str, str]) -> list[str]:
+    """The names of the variables that were set, or taken away, by `lend`."""
+    return list(json.loads(environment.get(LENT, "{}")))
 
 
 def without_lent(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a stage: without the variables that `lend` has set."""
-    names = {LENT, *environment.get(LENT, "").split(",")}
-    return {name: value for name, value in environment.items() if name not in names}
+    """The environment of a stage: as it was before `lend`."""
+    original = dict(environment)
+    for name, value in json.loads(original.pop(LENT, "{}")).items():
+        _set(original, name, value)
+    return original
 
 
-def reach_this_machine(environment: MutableMapping[str, str]) -> None:
-    """Let nothing that is sent to this machine go through a proxy, which would read the password, too."""
-    for name in ("NO_PROXY", "no_proxy"):
-        exempt = [host for host in environment.get(name, "").split(",") if host]
-        environment[name] = ",".join(dict.fromkeys([*exempt, "127.0.0.1", "localhost"]))
+def keep_quiet(environment: MutableMapping[str, str]) -> None:
+    """Have no tool send usage statistics; whoever has set these variables has the last word."""
+    lend(environment, **{name: value for name, value in QUIET.items() if name not in environment})
+
+
+def _set(environment: MutableMapping[str, str], name: str, value: str | None) -> None:
+    if value is None:
+        environment.pop(name, None)
+    else:
+        environment[name] = value

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from flows.environment import without_lent
-from flows.files import remove
+from flows.files import exists, remove
 from flows.graph import UNCHANGED, GraphError, Pipeline, Stage, told
 from flows.journal import Journal
 from flows.output import Lines, Throttle
-from flows.supervisor import MARK, MESSAGE_BYTES, NOTE, TAINTED, sweep
+from flows.supervisor import MARK, MESSAGE_BYTES, NOTE, ORDER, TAINTED, WRITES, sweep
 
 CANCELLED = 130  # the exit code of what was not even started
 CLAIMS = "LABDAG_CLAIMS"  # in the environment: the folder where runs that share a cache claim what they make
@@ -41,6 +41,16 @@ HINTS = (
 )
 CLOSING = ("Updating lock file", "Generating lock file", "Stage '", "Running stage '", "Verifying data sources")
 NOT_REPRODUCED = "ERROR: failed to reproduce"  # as DVC's last words begin
+# What a signal did to a command, and what is most often behind it.
+SIGNALS: dict[int, str] = {
+    signal.SIGKILL: "was killed (SIGKILL; most often the memory ran out)",
+    signal.SIGSEGV: "crashed (SIGSEGV; it used memory that it does not have)",
+    signal.SIGBUS: "crashed (SIGBUS; most often a disk is full, or a file that it had mapped was cut)",
+    signal.SIGABRT: "gave up (SIGABRT)",
+    signal.SIGTERM: "was told to end (SIGTERM)",
+}
+EXITS = {126: " (a program in it can't be executed)", 127: " (a program in it was not found)"}  # of a shell
+LINES = 1000  # of a stage's output that are kept to tell why it failed: of more, so many at each end
 BLOCKED = ("is busy, it is being blocked by", "RWLock-file", "Unable to acquire lock")
 # What keeps DVC from saving outputs that are there and sound: the machine, not the stage.
 UNSAVED = ("[Errno", "database or disk is full", "disk I/O error", "readonly database", "failed to link", *BLOCKED)
@@ -83,7 +93,7 @@ class _Process:
 
     Attributes:
         code: its exit code, once it has ended; negative for a signal.
-        stage: what it is at work on.
+        stage: what it is at work on, as DVC calls it.
         lines: what it printed.
         held: what it has printed since it has begun to say that it failed; if so, that is told as the stage's reason.
         why: why it was told to stop, if it was.
@@ -128,12 +138,15 @@ class Executor:
         pipeline: the stages.
         journal: where they are noted.
         run: the run's name in the journal.
-        pull: whether DVC may fetch what is missing from its remote.
+        names: of the stages that it may be asked to run.
+        options: of `dvc repro`, which each stage is run with.
     """
 
-    def __init__(self, pipeline: Pipeline, journal: Journal, run: str, *, pull: bool = False) -> None:
-        self.pipeline, self.journal, self.run_id, self.pull = pipeline, journal, run, pull
-        self.root = pipeline.root
+    def __init__(
+        self, pipeline: Pipeline, journal: Journal, run: str, names: Collection[str], options: Sequence[str] = ()
+    ) -> None:
+        self.pipeline, self.journal, self.run_id, self._options = pipeline, journal, run, [*options]
+        self.root, self._names = pipeline.root, names
         self._mutex = threading.Lock()
         self._control: socket.socket | None = None
         self._processes: dict[int, _Process] = {}
@@ -141,6 +154,7 @@ class Executor:
         self._count = 0
 
     def __enter__(self) -> Executor:
+        self._order_of_entries = self.journal.note_order(self.run_id, self.pipeline.order(self._names))
         with self._mutex:
             self._take_supervisor()
         return self
@@ -228,20 +242,20 @@ class Executor:
             (self._restore if force else self.clean)(stage, log)
             return None
         log("Its command had finished, but DVC had not recorded it; recording it now.")
-        return self._commit(stage, log)
+        return self._commit(stage, log, self.journal.writes(stage.name, self.pipeline.command(stage.name)))
 
     def _is_untouched(self, stage: Stage) -> bool:
         """Whether all outputs are there, finished, and as the command left them."""
         made = self._note(stage).get("made")
-        if made is None or not all((self.root / out.path).exists() for out in stage.outs):
+        if made is None or not all(exists(self.root / out.path) for out in stage.outs):
             return False
         with suppress(OSError):
             stats = {path: (self.root / path).stat() for path in made}
             return all([stats[path].st_size, stats[path].st_mtime_ns] == sign for path, sign in made.items())
         return False
 
-    def _commit(self, stage: Stage, log: Callable[[str], None]) -> Outcome | None:
-        process = self._dvc(["commit", "--force", stage.name], stage, log)
+    def _commit(self, stage: Stage, log: Callable[[str], None], writes: list[str]) -> Outcome | None:
+        process = self._dvc(["commit", "--force"], stage, log, writes=writes)
         if process.why is Ending.CANCELLED:
             return Outcome(stage.name, Ending.CANCELLED, "cancelled while it was being recorded")
         if process.code.result()[0] == 0:
@@ -254,7 +268,8 @@ class Executor:
         return None
 
     def _reproduce(self, stage: Stage, force: bool, remark: str, log: Callable[[str], None]) -> Outcome:
-        taint = None
+        taint, first = None, list[str]()
+        known = self.journal.writes(stage.name, self.pipeline.command(stage.name))
         while True:
             reason = "it was told to run" if force else told(self.pipeline.changes(stage.name))
             if reason is None and taint is None:
@@ -263,25 +278,43 @@ class Executor:
                 self.journal.log(stage.name).unlink(missing_ok=True)
                 if remark:
                     log(remark)
-            outcome = self._attempt(stage, force, reason, log)
+            # What was edited in both tries, its command writes itself.
+            outcome, wrote = self._attempt(stage, force, reason, log, [*known, *first])
             if outcome.ending is not Ending.TAINTED:
+                if outcome.ending is Ending.COMPLETED:
+                    self._note_writes(stage, wrote, log)
                 if taint and outcome.ending in (Ending.COMPLETED, Ending.CACHED):
                     return replace(outcome, reason=f"{outcome.reason}; run twice, for it was {taint}")
                 return outcome
             if taint is not None:
-                both = f"{outcome.reason}; and so the first time. Leave what it reads alone, and run it again."
+                both = f"{outcome.reason}; the first time it was {taint}. Leave what it reads alone, and run it again."
                 return replace(outcome, reason=both)
-            taint = outcome.reason
+            taint, first = outcome.reason, wrote
             log(f"Tainted: it was {taint}. Nothing of it is recorded; it runs again.")
 
-    def _attempt(self, stage: Stage, force: bool, reason: str | None, log: Callable[[str], None]) -> Outcome:
-        """Run DVC on the stage once, but for waits for other DVC commands."""
-        argv = ["repro", "--single-item", stage.name]
-        argv += ["--force"] * force + ["--pull"] * self.pull
+    def _note_writes(self, stage: Stage, wrote: list[str], log: Callable[[str], None]) -> None:
+        """Remember what a stage's command has written of what it reads, and warn of what it does not declare."""
+        names = [name for name in wrote if name not in stage.meta.writes_inputs]
+        self.journal.note_writes(stage.name, self.pipeline.command(stage.name), names)
+        if names:
+            log(
+                f"Warning: its command writes {', '.join(names)}, which it reads. That is recorded as the command has "
+                f"left it. Have it write elsewhere, or declare it: `meta: {{writes_inputs: [{', '.join(names)}]}}`."
+            )
+
+    def _attempt(
+        self, stage: Stage, force: bool, reason: str | None, log: Callable[[str], None], writes: list[str]
+    ) -> tuple[Outcome, list[str]]:
+        """Run DVC on the stage once, but for waits for other DVC commands.
+
+        Gives what became of it, and what was written meanwhile of what it reads; `writes` of that is known to be its
+        command's own doing.
+        """
+        argv = ["repro", "--single-item", *["--force"] * force, *self._options]
         waited = False
         while True:
             self.journal.begin(stage, self.root)
-            process = self._dvc(argv, stage, log)
+            process = self._dvc(argv, stage, log, writes=writes)
             code, left = process.code.result()
             if left:
                 log(f"Its command left processes running, which were ended: {', '.join(left)}.")
@@ -289,7 +322,7 @@ class Executor:
             note = self._note(stage)
             if code == 0:
                 self.journal.end(stage.name)
-                return self._ended_well(stage, process.lines, reason)
+                return self._ended_well(stage, process.lines, reason), note.get("wrote", [])
             is_blocked = any(sign in said for sign in BLOCKED)
             if process.why is not None or TAINTED in said or not (is_blocked or (code < 0 and "made" in note)):
                 break
@@ -297,8 +330,8 @@ class Executor:
                 log("DVC's list of files in use was broken off; it is mended.")
             if "made" in note and self._is_untouched(stage):
                 log("Its command has finished, but DVC could not record it; recording it again.")
-                recorded = self._commit(stage, log)
-                return recorded or Outcome(stage.name, Ending.FAILED, _error(process.lines, code))
+                recorded = self._commit(stage, log, writes)
+                return recorded or Outcome(stage.name, Ending.FAILED, _error(process.lines, code)), []
             if not waited:
                 waited = True
                 blockers = _error(process.lines, code).partition("If there are no processes")[0]
@@ -307,11 +340,11 @@ class Executor:
             if self._stopped.wait(BUSY_SECONDS):
                 process.why = Ending.CANCELLED
                 break
-        return self._ended_badly(stage, process, note, log)
+        return self._ended_badly(stage, process, note, log), note.get("wrote", [])
 
     def _ended_well(self, stage: Stage, lines: list[str], reason: str | None) -> Outcome:
         because = f": {reason}" if reason else ""
-        if any(line.startswith(f"Running stage '{stage.name}'") for line in lines):
+        if any(line.startswith(f"Running stage '{_said_name(stage)}'") for line in lines):
             return Outcome(stage.name, Ending.COMPLETED, f"its command ran{because}")
         if any("is cached - skipping run" in line for line in lines):
             return Outcome(stage.name, Ending.CACHED, f"restored from DVC's cache{because}")
@@ -342,6 +375,8 @@ class Executor:
         """What the stage reads that nothing will make, in the words of a plan."""
         with suppress(GraphError):
             lost = told(change for change in self.pipeline.changes(stage.name) if change.is_fatal)
+            if lost and "is missing" not in lost:
+                return lost
             return lost and (
                 f"{lost}, and no stage makes it. Put it back: if DVC tracks it, `dvc checkout` does from the cache, "
                 "`labdag run --pull` from the remote"
@@ -371,11 +406,11 @@ class Executor:
             for path in wanted:
                 if path not in recorded:
                     remove(self.root / path)
-        paths = [path for path in wanted if path in recorded and (had_begun or not (self.root / path).exists())]
+        paths = [path for path in wanted if path in recorded and (had_begun or not exists(self.root / path))]
         told = "; its last good outputs are back" if paths else ""
         if paths:
-            argv = ["checkout", "--force", "--quiet", *paths]
-            process = self._dvc(argv, stage, log, despite_stop=True)
+            argv = ["checkout", "--force", "--quiet"]
+            process = self._dvc(argv, stage, log, paths, despite_stop=True)
             if process.code.result()[0] != 0:
                 log(f"Its last good outputs could not be put back: {_error(process.lines, 1)}")
                 told = ""
@@ -390,10 +425,18 @@ class Executor:
         return {}
 
     def _dvc(
-        self, argv: list[str], stage: Stage, log: Callable[[str], None], *, despite_stop: bool = False
+        self,
+        argv: list[str],
+        stage: Stage,
+        log: Callable[[str], None],
+        paths: Sequence[str] = (),
+        *,
+        despite_stop: bool = False,
+        writes: Sequence[str] = (),
     ) -> _Process:
-        """Run a DVC command for a stage to its end."""
-        process = _Process(stage.name, despite_stop)
+        """Run a DVC command on a stage, or on some paths from the root, to its end."""
+        folder, target = ("", "") if paths else stage.address
+        process = _Process(_said_name(stage), despite_stop)
         with self._mutex:
             if self._stopped.is_set() and not despite_stop:
                 process.why = Ending.CANCELLED
@@ -409,9 +452,9 @@ class Executor:
             {
                 "do": "start",
                 "id": number,
-                "argv": ["--wait-for-lock", *argv],
-                "cwd": str(self.root),
-                "env": self._environment(stage, f"{self.run_id}/{number}"),
+                "argv": ["--wait-for-lock", *argv, *(paths or [target])],
+                "cwd": str(self.root / folder),
+                "env": self._environment(stage, f"{self.run_id}/{number}") | {WRITES: json.dumps(writes)},
             },
             writing,
         )
@@ -439,6 +482,8 @@ class Executor:
     def _pass_on(lines: Iterator[str], process: _Process, log: Throttle) -> None:
         for line in lines:
             process.lines.append(line)
+            if len(process.lines) > 3 * LINES:
+                del process.lines[LINES:-LINES]
             is_end = line.startswith(f"{NOT_REPRODUCED} '{process.stage}'")
             if is_end:
                 Executor._let_go(process, log)
@@ -446,6 +491,8 @@ class Executor:
                 continue
             if is_end or process.held:
                 process.held.append(line)
+                if len(process.held) > LINES:  # DVC does not say so much
+                    Executor._let_go(process, log)
             else:
                 log(line)
 
@@ -463,6 +510,7 @@ class Executor:
             "PYTHONUNBUFFERED": "1",
             "DVC_NO_ANALYTICS": "1",  # once for each stage would be a lot to report
             NOTE: str(self.journal.note(stage.name)),
+            ORDER: str(self._order_of_entries),
             MARK: mark,
         }
 
@@ -510,6 +558,12 @@ class Executor:
                     process.code.set_result((-signal.SIGKILL, []))
 
 
+def _said_name(stage: Stage) -> str:
+    """What the stage is called in what DVC prints, where it stands in the stage's own folder or in the root."""
+    folder, _ = stage.address
+    return stage.inner if folder else stage.name
+
+
 def _is_running(lines: list[str]) -> bool:
     return any(line.startswith("Running stage '") for line in lines)
 
@@ -523,22 +577,42 @@ def _is_hint(lines: list[str]) -> bool:
 def _error(lines: list[str], code: int) -> str:
     """Why the stage failed: its own last words, or else DVC's."""
     if code < 0:
-        return f"DVC was ended by {signal.Signals(-code).name}"
+        return f"DVC {_ended_by(-code)}"
     said = [line for line in lines if line.strip()]
     dvc_from = max((i for i, line in enumerate(said) if line.startswith(NOT_REPRODUCED)), default=len(said))
     own = [line for line in said[:dvc_from] if not line.startswith(("Running stage", "> "))]
-    exited = next(
-        (f"exited with {line.rsplit('exited with ', 1)[1]}" for line in said[dvc_from:] if "exited with " in line),
-        None,
-    )
-    if exited or dvc_from == len(said):
+    exited = next((int(found[1]) for line in said[dvc_from:] if (found := _EXITED.search(line))), None)
+    is_signal = exited is not None and exited < 0
+    if (exited or dvc_from == len(said)) and not is_signal:
         for index in range(len(own) - 1, -1, -1):
             if own[index].startswith(("Error: ", "ERROR: ")):
                 return "\n".join(own[index:]).split(": ", 1)[1]
     if exited:
-        return f"its command {exited}" + (f", last saying: {own[-1].strip()}" if own else "")
+        return f"its command {exit_of(exited)}" + (f", last saying: {own[-1].strip()}" if own else "")
     told_by_dvc = "\n".join(said[dvc_from:]).removeprefix("ERROR: ")
     return _PREFIX.sub("", told_by_dvc) or f"DVC exited with {code} and said nothing"
 
 
+_EXITED = re.compile(r"exited with (-?\d+)")
 _PREFIX = re.compile(r"^failed to reproduce '[^']*': ")
+
+
+def exit_of(code: int) -> str:
+    """What became of a command that ended with an exit code other than 0, as the rest of a sentence.
+
+    Args:
+        code: the exit code; negative for a signal. A shell tells a signal of its commands by a code above 128.
+    """
+    if code < 0:
+        return _ended_by(-code)
+    if ended := _ended_by(code - 128) if code > 128 else "":
+        return f"exited with {code}, as a shell does when something in it {ended}"
+    return f"exited with {code}{EXITS.get(code, '')}"
+
+
+def _ended_by(number: int) -> str:
+    """What a signal did to a process; empty if there is no signal of that number."""
+    try:
+        return SIGNALS.get(number) or f"was ended by {signal.Signals(number).name}"
+    except ValueError:
+        return ""

@@ -1,11 +1,16 @@
-"""Files that are replaced at once and removed whatever they are."""
+"""Files: their names, how they are replaced at once, and removed whatever they are."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from urllib.parse import quote
+
+LONGEST = 200  # bytes of what `file_name` makes, so that something can be put after it: file systems take 255
+_DIGITS = 16  # of the digest in a name that would be longer
 
 
 def replace(path: Path, text: str, folder: Path) -> None:
@@ -29,8 +34,27 @@ def replace(path: Path, text: str, folder: Path) -> None:
         raise
 
 
+def file_name(text: str) -> str:
+    """A file's name that stands for a text, such as a stage's name, and can be read as far as it fits."""
+    name = "".join(letter if ord(letter) > 127 else quote(letter, safe="@ ") for letter in text)
+    if len(name.encode()) <= LONGEST:
+        return name
+    beginning = name.encode()[: LONGEST - _DIGITS - 1].decode(errors="ignore")
+    return f"{beginning}~{hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]}"
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something, which there is not where its name is too long for a file system."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def remove(path: Path) -> None:
     """Remove a file or a folder, if it is there."""
+    if not os.path.lexists(path):  # nor can it be, where the name is too long
+        return
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

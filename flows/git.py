@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from flows.environment import without_lent
+
 
 class GitError(Exception):
     """A git command failed; the text is why, as git says it."""
@@ -31,7 +33,7 @@ def git(folder: Path, *arguments: str | Path, env: Mapping[str, str] | None = No
             input=os.fsencode(text),
             capture_output=True,
             check=False,
-            env=os.environ | (env or {}),
+            env=without_lent(os.environ) | dict(env or {}),
         )
     except FileNotFoundError:
         raise GitError("git is not installed") from None

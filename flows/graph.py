@@ -6,11 +6,13 @@ import hashlib
 import json
 import logging
 import os
+import posixpath
 import re
 import threading
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import date, time
 from graphlib import TopologicalSorter
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from flows.errors import UserError
 from flows.git import GitError, git
 from flows.git import top as git_top
-from flows.meta import Meta, MetaError, parse
+from flows.meta import Meta, parse
 
 if TYPE_CHECKING:
     from dvc.config import Config
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 NEVER_RUN = "never run"
 UNCHANGED = "nothing that it reads or writes changed"
 _TEMPLATE = re.compile(r"\$\{\s*([^}\s\[]+)")  # a param's name in dvc.yaml
+PROJECT_FILE = "dvc.yaml"
+_FILE = re.compile(r"((?:.*?/)?dvc\.yaml):.")  # at the beginning of a stage's name, if it is not of the root's file
 SHOWN = 40  # characters of a param's value
 
 
@@ -63,6 +67,7 @@ class Stage:
         outs: all that it makes.
         is_run: whether there is anything to run: a command or an import, and it is not frozen. Of others DVC leaves
             the outputs alone, and only records what is there.
+        file: the dvc.yaml or .dvc file that defines it; None takes what its name begins with.
     """
 
     name: str
@@ -72,16 +77,42 @@ class Stage:
     plots: tuple[str, ...] = ()
     outs: tuple[Out, ...] = ()
     is_run: bool = True
+    file: str | None = None
+
+    @property
+    def path(self) -> str:
+        """The dvc.yaml or .dvc file that defines it, from the repository's root."""
+        if self.file is not None:
+            return self.file
+        if self.name.endswith(".dvc"):
+            return self.name
+        found = _FILE.match(self.name)
+        return found[1] if found else PROJECT_FILE
+
+    @property
+    def inner(self) -> str:
+        """Its name in that file (`train@lenet_mnist`); empty for a .dvc file."""
+        return "" if self.name == self.path else self.name.removeprefix(f"{self.path}:")
+
+    @property
+    def address(self) -> tuple[str, str]:
+        """The folder, from the repository's root, in which a DVC command finds it, and by which target.
+
+        DVC takes what follows the first `@` of a target for a key, in a folder's name, too.
+        """
+        folder = posixpath.dirname(self.path)
+        return (folder, f"{PROJECT_FILE}:{self.inner}") if "@" in folder and self.inner else ("", self.name)
 
     @property
     def key(self) -> str:
         """What a foreach or matrix made this stage for (`lenet_mnist`), or else its own name."""
-        return self.name.partition("@")[2] or self.name
+        return self.inner.partition("@")[2] or self.name
 
     @property
     def group(self) -> str:
-        """The stage's name in dvc.yaml, without the key (`train`)."""
-        return self.name.partition("@")[0]
+        """The stage's name without the key (`train`, `sub/dvc.yaml:train`)."""
+        group = self.inner.partition("@")[0]
+        return self.name.removesuffix(self.inner) + group
 
 
 @dataclass(frozen=True)
@@ -123,6 +154,10 @@ def find_root(start: Path) -> Path:
     for folder in (start, *start.parents):
         if (folder / ".dvc").is_dir():
             return folder
+    with suppress(GitError):
+        root = git_top(start)
+        if git(root, "ls-files", ".dvc"):
+            raise GraphError(f"{root} has lost its .dvc; `git checkout .dvc`, there, brings it back.")
     raise GraphError(
         f"There is no DVC repository in {start} or above; go to the project's folder, or make this one a "
         "repository with `git init && dvc init`."
@@ -187,10 +222,13 @@ class Pipeline:
     Attributes:
         root: the repository's root.
         stages: all stages as they were when the pipeline was opened, each after those that it depends on.
+        allow_missing: whether data that are missing, but recorded, are taken for unchanged.
 
     Raises:
         GraphError: as `load` says; here and in each method.
     """
+
+    allow_missing = False
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -200,6 +238,7 @@ class Pipeline:
         self._repo = opened(root)
         self._read()
         self.stages = stages_of(self._repo)
+        self._refuse_dates()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -207,16 +246,27 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         self._repo.close()
 
-    def changes(self, name: str) -> list[Change]:
-        """Why the stage would not be skipped, seen for itself; empty if it is fresh."""
+    def changes(self, name: str, *, allow_missing: bool = False) -> list[Change]:
+        """Why the stage would not be skipped, seen for itself; empty if it is fresh.
+
+        Args:
+            name: of the stage.
+            allow_missing: whether data that are missing, but recorded, are taken for unchanged; if `self.allow_missing`
+                says so, they are anyway.
+        """
+        may_miss = allow_missing or self.allow_missing
         from dvc.exceptions import DvcException
 
         with self._mutex, told_by_dvc():
             node = self._node(name, is_read_only=True)
             entries = [*node.deps, *node.outs]
             if entries and not any(entry.hash_info for entry in entries):
-                return [Change(NEVER_RUN), *(change for dep in node.deps for change in self._missing(dep))]
-            found = [] if node.frozen else [change for dep in node.deps for change in self._changes_of(dep)]
+                missing = [change for dep in node.deps for change in self._missing(dep)]
+                if not _is_run(node):  # what is there is recorded, and nothing would make what is not
+                    missing = [Change(f"{out} is missing", is_fatal=True, of_out=True) for out in node.outs
+                               if not out.exists]  # fmt: skip
+                return [Change(NEVER_RUN), *missing]
+            found = [] if node.frozen else [change for dep in node.deps for change in self._changes_of(dep, may_miss)]
             if not node.frozen and (node.is_callback or node.always_changed):
                 found.append(Change("it always runs"))
             for out in node.outs:
@@ -225,6 +275,8 @@ class Pipeline:
                 except DvcException as error:
                     status = {str(out): str(error)}
                 for path, what in status.items():
+                    if may_miss and what in ("deleted", "not in cache"):
+                        continue
                     is_lost = what == "deleted" and not _is_run(node)
                     found.append(Change(f"{path} {_OF_OUTS.get(what, what)}", is_fatal=is_lost, of_out=True))
             if node.changed_stage():
@@ -243,15 +295,20 @@ class Pipeline:
         from dvc.stage.serialize import to_single_stage_lockfile
         from dvc_data.hashfile.meta import Meta
 
+        from flows.inputs import foreseen
+
         with self._mutex, told_by_dvc():
             node = self._node(name)
             if not _is_cacheable(node):
                 return None
             is_recorded = not node.changed_stage() and all(out.hash_info for out in node.outs)
             for dep in node.deps:
-                if dep.fs_path not in coming and any(_overlap(dep.fs_path, path) for path in coming):
-                    return None
-                now = coming.get(dep.fs_path) or _hash_now(dep)
+                if dep.fs_path in coming:
+                    now = coming[dep.fs_path]
+                elif dep.fs_path and any(_overlap(dep.fs_path, path) for path in coming):
+                    now = foreseen(dep, coming)
+                else:
+                    now = _hash_now(dep)
                 if now is None:
                     return None
                 is_recorded = is_recorded and now[0] == dep.hash_info
@@ -272,6 +329,11 @@ class Pipeline:
                 return None
             found = {out.fs_path: (out.hash_info, Meta(isexec=out.meta.isexec)) for out in node.outs}
             return Restorable(found, is_recorded)
+
+    def command(self, name: str) -> str:
+        """The stage's command as a text, of several the list."""
+        with self._mutex, told_by_dvc():
+            return json.dumps(self._node(name).cmd)
 
     def cache_key(self, name: str) -> str | None:
         """What DVC's run-cache has a run of the stage under, as things are now; None if it keeps none of it."""
@@ -318,7 +380,7 @@ class Pipeline:
 
     def _hash_of_the_unmade(self, dep: Any) -> Any:
         """The hash of what a stage reads; of a folder in which stages make something, those of the other files."""
-        made = [path for path in self._makers if _overlap(dep.fs_path, path)]
+        made = [path for path in self._makers if dep.fs_path and _overlap(dep.fs_path, path)]
         if not made:
             now = _hash_now(dep)
             return now and now[0].value
@@ -378,6 +440,29 @@ class Pipeline:
                 pass
         return False
 
+    def order(self, names: Container[str]) -> dict[str, list[str]]:
+        """The order in which `dvc repro` would write the first entries of some stages into its lock files.
+
+        Args:
+            names: of the stages that are brought up to date.
+
+        Returns:
+            By the path of each lock file the names, as they stand there, of those stages that have no entry yet.
+        """
+        import networkx as nx
+
+        with self._mutex:
+            graph = self._repo.index.graph.copy()
+            graph.remove_edges_from([edge for node in graph if node.frozen for edge in graph.out_edges(node)])
+            graph.remove_nodes_from([node for node in graph if address(node) not in names])
+            found: dict[str, list[str]] = {}
+            for node in nx.dfs_postorder_nodes(graph):
+                if node.path not in self._files or not node.path.endswith("dvc.yaml"):
+                    continue
+                if node.name not in self._files[node.path].lockfile_contents.get("stages", {}):
+                    found.setdefault(_lock_of(node.path), []).append(node.name)
+        return found
+
     def recorded(self, name: str) -> set[str]:
         """Paths, from the root, of those of the stage's outputs that dvc.lock has."""
         with self._mutex, told_by_dvc():
@@ -409,7 +494,9 @@ class Pipeline:
         """What the stage would write, or read by a relative path, outside of a copy of the repository."""
         node = self._nodes[name]
         outs = [str(out) for out in node.outs if not out.is_in_repo]
-        deps = [dep for dep in node.deps if not dep.is_in_repo and not Path(str(dep.def_path)).is_absolute()]
+        deps = [
+            dep for dep in node.deps if dep.fs_path and not dep.is_in_repo and not Path(str(dep.def_path)).is_absolute()
+        ]
         return outs + [str(dep) for dep in deps]
 
     def objects(self, names: Iterable[str]) -> dict[str, Path]:
@@ -568,33 +655,65 @@ class Pipeline:
             return node.reload()
         return self._files[node.path].stages[node.name]
 
-    def _changes_of(self, dep: Any) -> Iterator[Change]:
+    def _changes_of(self, dep: Any, may_miss: bool) -> Iterator[Change]:
         from dvc.dependency import ParamsDependency
+        from dvc.dependency.dataset import DatasetDependency
 
         if isinstance(dep, ParamsDependency):
             yield from self._changed_params(dep)
             return
-        signature = _signature(dep.fs_path)
+        signature = _signature(dep.fs_path) if dep.fs_path else ()
         if signature and not Path(dep.fs_path).is_dir():  # hashed for another stage, most often
             if self._hashes.get(dep.fs_path, ((), None))[0] != signature:
                 self._hashes[dep.fs_path] = signature, dep.get_hash()
             if self._hashes[dep.fs_path][1] == dep.hash_info:
                 return
+        if isinstance(dep, DatasetDependency) and dep.name not in dep.repo.datasets:
+            yield Change(f"{dep} is not declared under `datasets:`", is_fatal=True)
+            return
         for path, what in dep.status().items():
             maker = self._maker(dep.fs_path)
-            yield Change(f"{path} {_OF_DEPS.get(what, what)}", maker, is_fatal=what == "deleted" and maker is None)
+            if may_miss and what == "deleted" and self._is_as_made(dep):
+                continue
+            is_fatal = (what == "deleted" and maker is None) or what == "not in sync"
+            yield Change(f"{path} {_OF_DEPS.get(what, what)}", maker, is_fatal)
 
-    def _changed_params(self, dep: Any) -> Iterator[Change]:
+    def _is_as_made(self, dep: Any) -> bool:
+        """Whether what a stage has read is what the one that makes it has recorded."""
+        outs = (out for node in self._nodes.values() for out in node.outs if out.fs_path == dep.fs_path)
+        return all(out.hash_info == dep.hash_info for out in outs)
+
+    def _refuse_dates(self) -> None:
+        """Tell of a date among the params of stages: DVC can't record it, and does not say where it stands."""
+        from dvc.dependency import ParamsDependency
+        from dvc.exceptions import DvcException
+
+        for dep in (dep for node in self._nodes.values() for dep in node.deps if isinstance(dep, ParamsDependency)):
+            with suppress(DvcException, OSError):  # missing, say: the stage's turn will tell
+                everything = self._params_of(dep)
+                for key in dep.params or everything:
+                    for name, value in flat(_at(everything, key), key):
+                        if isinstance(value, date | time):
+                            raise GraphError(
+                                f"{dep}: {name} is a date or a time, {value}, which DVC does not take; write it as "
+                                "text, in quotes."
+                            )
+
+    def _params_of(self, dep: Any) -> Any:
+        """All that a file of params holds, read again only when it has changed."""
         from dvc.dependency.param import read_param_file
 
         signature = _signature(dep.fs_path)
-        if not signature:
+        if self._params.get(dep.fs_path, ((), None))[0] != signature or not signature:
+            self._params[dep.fs_path] = signature, read_param_file(dep.repo.fs, dep.fs_path)
+        return self._params[dep.fs_path][1]
+
+    def _changed_params(self, dep: Any) -> Iterator[Change]:
+        if not _signature(dep.fs_path):
             maker = self._maker(dep.fs_path)
             yield Change(f"{dep} is missing", maker, is_fatal=maker is None)
             return
-        if self._params.get(dep.fs_path, ((), None))[0] != signature:
-            self._params[dep.fs_path] = signature, read_param_file(dep.repo.fs, dep.fs_path)
-        everything, old = self._params[dep.fs_path][1], dep.hash_info.value or {}
+        everything, old = self._params_of(dep), dep.hash_info.value or {}
         keys = dep.params or [*everything, *(key for key in old if key not in everything)]
         for key in keys:
             new = _at(everything, key)
@@ -607,15 +726,19 @@ class Pipeline:
         """What a stage needs that nothing will make."""
         from dvc.dependency import ParamsDependency
 
-        if self._maker(dep.fs_path) is not None:
+        if dep.fs_path is None:
+            yield from (change for change in self._changes_of(dep, may_miss=False) if change.is_fatal)
+        elif self._maker(dep.fs_path) is not None:
             return
-        if not dep.exists:
+        elif not dep.exists:
             yield Change(f"{dep} is missing", is_fatal=True)
         elif isinstance(dep, ParamsDependency) and (missing := sorted({*dep.params} - {*dep.read_params()})):
             yield Change(f"{dep}: {', '.join(missing)} is missing", is_fatal=True)
 
-    def _maker(self, path: str) -> str | None:
+    def _maker(self, path: str | None) -> str | None:
         """The stage that makes the file, or the folder that it lies in, or something within this folder."""
+        if path is None:  # it is elsewhere, such as a dataset
+            return None
         if path not in self._maker_of:
             makers = (name for made, name in self._makers.items() if _overlap(path, made))
             self._maker_of[path] = next(makers, None)
@@ -631,6 +754,7 @@ def stages_of(repo: Repo) -> dict[str, Stage]:
             # A frozen stage is not run, whatever is upstream of it.
             upstream=() if node.frozen else tuple(sorted(map(address, edges.successors(node)))),
             is_run=_is_run(node),
+            file=str(node.path_in_repo),
             meta=_meta(node),
             metrics=tuple(relative(repo, out) for out in node.outs if out.metric and out.is_in_repo),
             plots=tuple(relative(repo, out) for out in node.outs if out.plot and out.is_in_repo),
@@ -642,6 +766,11 @@ def stages_of(repo: Repo) -> dict[str, Stage]:
     }
     order = TopologicalSorter({stage.name: stage.upstream for stage in stages.values()}).static_order()
     return {name: stages[name] for name in order}
+
+
+def problems(stages: Iterable[Stage]) -> list[str]:
+    """What labdag can't use of the `meta:` of some stages, each once."""
+    return list(dict.fromkeys(problem for stage in stages for problem in stage.meta.problems))
 
 
 def flat(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -662,8 +791,31 @@ def cache_of(root: Path) -> Path:
     return Path(_config(root)["cache"].get("dir") or root / ".dvc" / "cache").absolute()
 
 
-def hide_progress() -> None:
-    """Have DVC draw no progress bars in this process: in a terminal they lie over the lines of a run's log."""
+def is_without_git(root: Path) -> bool:
+    """Whether DVC takes the repository at `root` for one without git.
+
+    Raises:
+        GraphError: DVC can't read the repository's settings.
+    """
+    return bool(_config(root)["core"].get("no_scm"))
+
+
+def without_git(root: Path) -> str:
+    """Why DVC knows of no commits of the repository at `root`, and what to do, as the rest of a sentence.
+
+    Raises:
+        GraphError: DVC can't read the repository's settings.
+    """
+    if is_without_git(root):
+        return (
+            "DVC was told that there is no git (`dvc init --no-scm`). If there is by now, "
+            "`dvc config --unset core.no_scm`, then `git add .` and `git commit`."
+        )
+    return f"{root} is no git repository; `git init`, `git add .` and `git commit` make it one."
+
+
+def _hide_progress() -> None:
+    """Have DVC draw no progress bars in this process: they lie over the lines of a run's log, and fill a notebook."""
     for name in ("dvc.progress", "dvc_data.callbacks"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
@@ -725,10 +877,16 @@ def share(copy: Path, cache: Path, remotes: Mapping[str, str] = MappingProxyType
     Raises:
         GraphError: DVC can't read the copy's settings.
     """
-    with _told_of_settings(copy), _config(copy).edit("local") as options:
-        options["cache"]["dir"] = str(cache.absolute())
+    from configobj import ConfigObj
+
+    with _told_of_settings(copy):
+        # DVC itself writes its settings in ASCII, and fails on paths that have other letters.
+        options = ConfigObj(str(copy / ".dvc" / "config.local"), encoding="utf-8", interpolation=False)
+        options.setdefault("cache", {})["dir"] = str(cache.absolute())
         for name, url in remotes.items():
-            options["remote"].setdefault(name, {})["url"] = url
+            options.setdefault(f'remote "{name}"', {})["url"] = url
+        options.write()
+        _config(copy)
 
 
 def _config(root: Path) -> Config:
@@ -774,7 +932,7 @@ def _hash_now(dep: Any) -> Any:
     from dvc_data.hashfile.meta import Meta
 
     with suppress(DvcException, OSError):
-        if isinstance(dep, ParamsDependency):
+        if isinstance(dep, ParamsDependency) or dep.fs_path is None:
             return dep.get_hash(), Meta()
         meta, found = dep._get_hash_meta()
         return found, Meta(isexec=meta.isexec)
@@ -782,7 +940,12 @@ def _hash_now(dep: Any) -> Any:
 
 
 _NOTHING = object()
-_OF_DEPS = {"modified": "changed", "deleted": "is missing", "new": "is new"}
+_OF_DEPS = {
+    "modified": "changed",
+    "deleted": "is missing",
+    "new": "is new",
+    "not in sync": "has never been fetched, or is declared anew; `dvc ds update` with its name looks at it",
+}
 _OF_OUTS = {
     "modified": "is not what it made",
     "deleted": "is missing",
@@ -813,7 +976,8 @@ def _differences(key: str, old: Any, new: Any) -> Iterator[str]:
 
 
 def _short(value: Any) -> str:
-    text = repr(value) if isinstance(value, str) and not value.strip() else str(value)
+    text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)  # null and true, as in YAML
+    text = repr(text) if not text.strip() else text
     return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
@@ -889,8 +1053,30 @@ def _check_lock(root: Path, path: Path) -> None:
     try:
         COMPILED_LOCKFILE_SCHEMA(parse_yaml(text, path))
     except (YAMLFileCorruptedError, Invalid):
+        if text.startswith("version https://git-lfs.github.com/"):
+            raise GraphError(f"{name} is a pointer of Git LFS, not the file; `git lfs pull` fetches it.") from None
+        if (loaded := _loaded(text)) and "schema" not in loaded and all(map(_is_entry, loaded.values())):
+            raise GraphError(
+                f"{name} is of schema 1.0, which DVC 1 wrote and DVC 3 does not read. Have `dvc repro` of DVC 2 "
+                "rewrite it, or delete it: then `labdag run` makes all anew."
+            ) from None
         mend = _MEND_LOCK.replace("dvc.lock", str(name))
         raise GraphError(f"{name} is not as DVC has written it: it was broken off, or edited. {mend}") from None
+
+
+def _loaded(text: str) -> dict[str, Any]:
+    """What a text of YAML says, if that is a mapping."""
+    from dvc.utils.serialize import YAMLFileCorruptedError, parse_yaml
+
+    with suppress(YAMLFileCorruptedError):
+        found = parse_yaml(text, "")
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _is_entry(value: Any) -> bool:
+    """Whether it may be what a lock file says of a stage."""
+    return isinstance(value, dict) and "cmd" in value
 
 
 def opened(root: Path) -> Repo:
@@ -904,6 +1090,7 @@ def opened(root: Path) -> Repo:
     from flows.texts import quicken
 
     quicken()
+    _hide_progress()
     _config(root)
     try:
         with told_by_dvc():
@@ -913,7 +1100,9 @@ def opened(root: Path) -> Repo:
                 node.path: node.dvcfile for node in repo.index.stages if node.path.endswith("dvc.yaml")
             }.values():
                 dict(file.lockfile_contents.get("stages", {}))  # each entry is checked as it is taken
-    except GraphError:
+    except GraphError as error:
+        if "is not a git repository" in str(error):
+            raise GraphError(f"DVC can't read the pipeline: {without_git(root)}") from None
         for path in sorted(root.rglob("dvc.lock")):  # of which DVC says less
             _check_lock(root, path)
         raise
@@ -929,10 +1118,11 @@ def address(node: Any) -> str:
 
 
 def _meta(node: Any) -> Meta:
-    try:
-        return parse(node.meta)
-    except MetaError as error:
-        raise GraphError(f"{node.path_in_repo}: stage {address(node)}: {error}") from None
+    meta = parse(node.meta)
+    where = str(node.path_in_repo)
+    if name := getattr(node, "name", None):
+        where += f": stages.{name.partition('@')[0]}"  # a foreach has one block for all of its stages
+    return replace(meta, problems=tuple(f"{where}.{problem}" for problem in meta.problems))
 
 
 def relative(repo: Repo, out: Any) -> str:

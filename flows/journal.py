@@ -2,8 +2,10 @@
 
 .dvc/tmp/labdag/
     runs/<id>.json      a run, locked by its process as long as that lives
+    runs/<id>.order     in which order its new entries come in lock files
     stages/<stage>.lock locked by the run that brings the stage up to date, and shared by those that read its outputs
     stages/<stage>.json what the stage read and made, from its start until it is recorded by DVC
+    stages/<stage>.writes what its command writes of what it reads
     kept/<stage>/       outputs of the stage that DVC has no copy of, while it runs
     logs/<stage>.log    what it last printed
 """
@@ -15,18 +17,20 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from urllib.parse import quote, unquote
+from typing import Any
+from urllib.parse import unquote
 
 import psutil
 
-from flows.files import remove
+from flows.files import exists, file_name, remove, replace
 from flows.graph import Stage
 
 YOUNG_SECONDS = 60.0  # that a run may take to write what it is
+WRITES, ORDER = ".writes", ".order"
 SAME_SECONDS = 5.0  # between what two looks at a process tell of its start, where the clock was set meanwhile
 
 
@@ -84,7 +88,14 @@ class Journal:
         file.flush()
         part.replace(path)
         held.callback(path.unlink, missing_ok=True)
+        held.callback(path.with_suffix(ORDER).unlink, missing_ok=True)
         return held
+
+    def note_order(self, run: str, order: Mapping[str, list[str]]) -> Path:
+        """Note in which order a run's new entries come in lock files, until the run ends; gives the file."""
+        path = self._run(run).with_suffix(ORDER)
+        replace(path, json.dumps(order), path.parent)
+        return path
 
     def dead(self) -> list[Run]:
         """Runs that ended without a word."""
@@ -95,6 +106,7 @@ class Journal:
         for path, run in self._left():
             if run is None or run.lives():  # that is in another repository, of which this one is a copy
                 path.unlink(missing_ok=True)
+                path.with_suffix(ORDER).unlink(missing_ok=True)
         for path in (self.folder / "runs").glob("*.part"):
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > YOUNG_SECONDS:
@@ -113,6 +125,7 @@ class Journal:
     def bury(self, run: Run) -> None:
         """Take a dead run off the books."""
         self._run(run.id).unlink(missing_ok=True)
+        self._run(run.id).with_suffix(ORDER).unlink(missing_ok=True)
 
     def claim(self, stage: Stage, *, shared: bool = False) -> ExitStack | None:
         """Take the stage, and have all that it reads from stay as it is, until what this returns is closed.
@@ -138,28 +151,52 @@ class Journal:
         """Where the stage notes what it reads and makes."""
         return self._path("stages", stage, ".json")
 
+    def writes(self, stage: str, command: str) -> list[str]:
+        """What a stage's command has written, the last time that it ran, of what it reads.
+
+        Args:
+            stage: its name.
+            command: the command; of another one nothing is known.
+        """
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            known = json.loads(self._path("stages", stage, WRITES).read_text(encoding="utf-8"))
+            if known["command"] == command:
+                return list(known["names"])
+        return []
+
+    def note_writes(self, stage: str, command: str, names: list[str]) -> None:
+        """Note that, or forget it where there are no names."""
+        path = self._path("stages", stage, WRITES)
+        if names:
+            replace(path, json.dumps({"command": command, "names": names}), path.parent)
+        else:
+            path.unlink(missing_ok=True)
+
     def log(self, stage: str) -> Path:
         """Where the stage's output goes."""
         return self._path("logs", stage, ".log")
 
     def unfinished(self) -> list[str]:
         """Stages that were begun and neither finished nor cleaned up."""
-        return [unquote(path.stem) for path in sorted((self.folder / "stages").glob("*.json"))]
+        return [name for name, _ in self._notes()]
 
     def finished(self) -> set[str]:
         """Those of them whose command had ended well."""
-        found = set()
-        for name in self.unfinished():
-            with suppress(OSError, ValueError):
-                if "made" in json.loads(self.note(name).read_text(encoding="utf-8")):
-                    found.add(name)
-        return found
+        return {name for name, note in self._notes() if "made" in note}
+
+    def _notes(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The note of each stage that has one, by the stage's name."""
+        for path in sorted((self.folder / "stages").glob("*.json")):
+            note: dict[str, Any] = {}
+            with suppress(OSError, ValueError, TypeError):
+                note = dict(json.loads(path.read_text(encoding="utf-8")))
+            yield note.get("stage") or unquote(path.stem), note
 
     def begin(self, stage: Stage, root: Path) -> None:
         """Note that the stage is being run, and keep those of its outputs that DVC's cache does not."""
-        self.note(stage.name).write_text("{}")
+        self.note(stage.name).write_text(json.dumps({"stage": stage.name}), encoding="utf-8")
         for number, path in self._uncached(stage, root):
-            if path.exists():
+            if exists(path):
                 kept = self._path("kept", stage.name) / str(number)
                 kept.parent.mkdir(exist_ok=True)
                 # A stage gets its outputs removed and makes new ones, so links to the old ones keep these.
@@ -188,7 +225,7 @@ class Journal:
         return self.folder / "runs" / f"{name}.json"
 
     def _path(self, kind: str, stage: str, suffix: str = "") -> Path:
-        return self.folder / kind / f"{quote(stage, safe='@ ')}{suffix}"
+        return self.folder / kind / f"{file_name(stage)}{suffix}"
 
 
 def _world() -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import socket
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ from prefect.settings import (
 
 from flows import password
 from flows.guard import LOOPBACK_NAMES, Guard, is_loopback
+from flows.serving import Server
 
 
 def main() -> None:
@@ -31,6 +33,7 @@ def main() -> None:
     parser.add_argument("port", type=int)
     # In a file, for other accounts can see the arguments. A password of the user's own settings goes first.
     parser.add_argument("--password-folder", type=Path, help="without it, no password is asked for")
+    parser.add_argument("--fd", type=int, help="of a socket that listens there already")
     parser.add_argument("--public-url", action="append", default=[])
     options = parser.parse_args()
 
@@ -48,7 +51,7 @@ def main() -> None:
     ):
         settings = get_current_settings().server
         app = create_app(final=True)
-        uvicorn.run(
+        config = uvicorn.Config(
             Guard(app, names=names, any_address=is_open, origins=options.public_url),
             host=options.host,
             port=options.port,
@@ -57,6 +60,10 @@ def main() -> None:
             ws_ping_timeout=settings.api.websocket_ping_timeout,
             log_level=settings.logging_level.lower(),
         )
+        server = Server(config)
+        server.run(None if options.fd is None else [socket.socket(fileno=options.fd)])
+        if not server.started:
+            sys.exit(1)
 
 
 def _in_url(host: str) -> str:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 NEAR = 0.85  # how alike two keys are of which one is taken for the other, misspelt; others' own keys are left alone
-
-
-class MetaError(Exception):
-    """A key of `meta:` has another shape than labdag reads; the text says which, and what would be right."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +31,8 @@ class Meta:
         timeout: seconds after which it is ended and has failed; None lets it run for ever.
         retries: how often it is run again after a failure.
         retry_delay: seconds between a failure and the next try.
+        writes_inputs: what of its dependencies its command writes itself, as a notebook that is executed in place.
+        problems: what labdag can't use of these keys, or keys that are probably misspelled, each in a sentence.
     """
 
     summary: Mapping[str, str] = field(default_factory=dict)
@@ -47,33 +45,31 @@ class Meta:
     timeout: float | None = None
     retries: int = 0
     retry_delay: float = 0.0
+    writes_inputs: Sequence[str] = ()
+    problems: tuple[str, ...] = ()
 
 
 def parse(raw: Any) -> Meta:
-    """Read a `meta:` block.
+    """Read a `meta:` block, which is the user's: DVC takes anything there, and what labdag can't use is left out.
 
-    Raises:
-        MetaError: a key that labdag reads has another shape.
+    Args:
+        raw: what the block holds.
     """
-    if raw is None:
+    if not isinstance(raw, dict):  # a text or a list is for somebody else to read
         return Meta()
-    if not isinstance(raw, dict):
-        raise MetaError(_sentence("meta", raw, 'a block, such as `meta: {summary: {accuracy: ".2%"}}`'))
+    problems = [
+        f"meta.{key} is no key that labdag reads; did you mean meta.{near[0]}?"
+        for key in raw
+        if key not in _SHAPES and (near := difflib.get_close_matches(str(key), _SHAPES, n=1, cutoff=NEAR))
+    ]
     found = {}
-    for key in raw:
-        near = difflib.get_close_matches(str(key), _SHAPES, n=1, cutoff=NEAR)
-        if key not in _SHAPES and near:
-            raise MetaError(f"meta.{key} is no key that labdag reads; did you mean meta.{near[0]}?")
     for key, (is_right, wanted) in _SHAPES.items():
         if key in raw:
-            if not is_right(raw[key]):
-                raise MetaError(_sentence(f"meta.{key}", raw[key], wanted))
-            found[key] = raw[key]
-    return Meta(**found)
-
-
-def _sentence(key: str, value: Any, wanted: str) -> str:
-    return f"{key} is {value!r}, but should be {wanted}."
+            if is_right(raw[key]):
+                found[key] = raw[key]
+            else:
+                problems.append(f"meta.{key} is {raw[key]!r}, which is ignored; it should be {wanted}.")
+    return Meta(**found, problems=tuple(problems))
 
 
 def _is_seconds(value: Any) -> bool:
@@ -130,5 +126,9 @@ _SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "slots": (_is_slots, "a whole number for each resource, such as `meta.slots: {cpu: 2, gpu: 1}`"),
     "timeout": (lambda value: _is_seconds(value) and value > 0, "seconds, such as `meta.timeout: 3600`"),
     "retries": (_is_whole, "a whole number, such as `meta.retries: 2`"),
+    "writes_inputs": (
+        lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value),
+        "a list of dependencies, such as `meta.writes_inputs: [report.ipynb]`",
+    ),
     "retry_delay": (_is_seconds, "seconds, such as `meta.retry_delay: 10`"),
 }

@@ -56,6 +56,16 @@ def is_exposed(folder: Path) -> bool:
         return False
 
 
+def renew(folder: Path) -> str:
+    """A new password in a private folder, in the place of one that others may know.
+
+    Raises:
+        UserError: as `ensure` says.
+    """
+    (folder / FILE).unlink(missing_ok=True)
+    return ensure(folder)
+
+
 def ensure(folder: Path) -> str:
     """The password in a private folder, made now if there is none, or if others may have read it.
 

@@ -37,7 +37,24 @@ class Step:
     reason: str
 
 
-def plan(pipeline: Pipeline, stages: Mapping[str, Stage], *, force: bool = False) -> list[Step]:
+@dataclass(frozen=True)
+class How:
+    """How a run is told to go about it.
+
+    Attributes:
+        force: whether all stages are made to run.
+        force_downstream: whether what depends on a stage that is not as before is made to run.
+        no_run_cache: whether nothing is restored from earlier runs.
+        pull: whether what is missing is fetched from DVC's remote.
+    """
+
+    force: bool = False
+    force_downstream: bool = False
+    no_run_cache: bool = False
+    pull: bool = False
+
+
+def plan(pipeline: Pipeline, stages: Mapping[str, Stage], how: How = How()) -> list[Step]:
     """Tell of each stage what a run would do to it.
 
     What the run-cache has is looked up as far as it can be known: where all that a stage reads is there, or will be
@@ -46,7 +63,7 @@ def plan(pipeline: Pipeline, stages: Mapping[str, Stage], *, force: bool = False
     Args:
         pipeline: the stages' pipeline.
         stages: what would be run, each after those that it depends on.
-        force: whether all of them would be made to run.
+        how: it would be run.
 
     Raises:
         flows.graph.GraphError: the pipeline can't be read.
@@ -55,12 +72,12 @@ def plan(pipeline: Pipeline, stages: Mapping[str, Stage], *, force: bool = False
     coming: dict[str, object] = {}  # what will be restored: the hash of each file and folder, by its path
     finished = Journal(pipeline.root).finished()
     for stage in stages.values():
-        steps[stage.name] = _step(pipeline, stage, steps, coming, stage.name in finished, force)
+        steps[stage.name] = _step(pipeline, stage, steps, coming, stage.name in finished, how)
     return list(steps.values())
 
 
 def _step(
-    pipeline: Pipeline, stage: Stage, steps: Mapping[str, Step], coming: dict[str, object], finished: bool, force: bool
+    pipeline: Pipeline, stage: Stage, steps: Mapping[str, Step], coming: dict[str, object], finished: bool, how: How
 ) -> Step:
     lost = [up for up in stage.upstream if up in steps and steps[up].will in (Will.FAIL, Will.SKIP)]
     if lost:
@@ -69,20 +86,27 @@ def _step(
     changes = pipeline.changes(stage.name)
     # What upstream makes anew is not as it is now when the stage's turn comes.
     lasting = [change for change in changes if change.source not in moving]
+    if how.pull and lasting and not moving and not pipeline.changes(stage.name, allow_missing=True):
+        return Step(stage.name, Will.RESTORE, f"{told(lasting)}; it is fetched from DVC's remote, if that has it")
     if any(change.is_fatal for change in lasting):
         return Step(stage.name, Will.FAIL, told(change for change in lasting if change.is_fatal) or "")
     if not stage.is_run:
-        if not lasting and not force:
+        if not lasting and not how.force:
             return Step(stage.name, Will.UNCHANGED, UNCHANGED)
         return Step(stage.name, Will.RECORD, told(lasting) or "it is told to")
-    if force:
+    if how.force:
         return Step(stage.name, Will.RUN, "it is told to")
+    if how.force_downstream and moving:
+        is_sure = any(steps[up].will is not Will.MAYBE for up in moving)
+        return Step(stage.name, Will.RUN if is_sure else Will.MAYBE, f"{_listed(moving)} is made anew")
     if not lasting and not moving:
         return Step(stage.name, Will.UNCHANGED, UNCHANGED)
     if finished and not moving:
         return Step(stage.name, Will.RECORD, "its command has finished, and DVC has not recorded it yet")
-    if all(steps[up].will is Will.RESTORE for up in moving):
+    if all(steps[up].will in (Will.RESTORE, Will.RECORD) for up in moving):
         found = pipeline.restorable(stage.name, coming)
+        if found is not None and how.no_run_cache and not found.is_recorded:
+            found = None
         if found is not None and found.is_recorded and not lasting:
             return Step(stage.name, Will.UNCHANGED, "what is restored upstream is what it has read before")
         if found is not None:

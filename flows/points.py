@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import itertools
+import json
 import math
 import re
 from collections import Counter
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
@@ -97,7 +99,7 @@ def settings(texts: Iterable[str], params: Any, key: str) -> list[Setting]:
         full = _full(name.strip(), params, key)
         if full in found:
             raise GraphError(f"-S {text} sets {full} again; write all its values in one -S.")
-        found[full] = _values(text, listed.strip())
+        found[full] = _values(text, listed.strip(), is_text=isinstance(_at(params, full), str))
     if not found:
         raise GraphError("Nothing is varied: name params and their values, such as -S seed=1..5.")
     return [Setting(name, _short(name, found), values) for name, values in found.items()]
@@ -230,7 +232,12 @@ def apply(params: Any, values: Mapping[str, Any]) -> None:
 
 
 def _written(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else told(value)
+
+
+def told(value: Any) -> str:
+    """A value as YAML has it: null, true."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def _full(name: str, params: Any, key: str) -> str:
@@ -265,7 +272,24 @@ def _at(params: Any, path: str) -> Any:
     return params
 
 
-def _values(text: str, listed: str) -> tuple[Any, ...] | Span:
+class _Values(SafeConstructor):
+    """Reads values as DVC takes them: a date stays text."""
+
+
+class _Texts(_Values):
+    """Reads the values of a param that is text: 1.10 is not 1.1."""
+
+
+def _as_written(_: SafeConstructor, node: ScalarNode) -> str:
+    return str(node.value)
+
+
+_Values.add_constructor("tag:yaml.org,2002:timestamp", _as_written)
+for _kind in ("int", "float", "bool", "timestamp"):
+    _Texts.add_constructor(f"tag:yaml.org,2002:{_kind}", _as_written)
+
+
+def _values(text: str, listed: str, *, is_text: bool) -> tuple[Any, ...] | Span:
     if match := _SPAN.fullmatch(listed):
         low, high = (_number(end) for end in match.groups()[:2])
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -276,7 +300,9 @@ def _values(text: str, listed: str) -> tuple[Any, ...] | Span:
             raise GraphError(f"-S {text} begins at {low}, and logarithms at more than 0.")
         return Span(low, high, bool(match[3]))
     try:
-        values = YAML(typ="safe", pure=True).load(f"[{listed}]")
+        yaml = YAML(typ="safe", pure=True)
+        yaml.Constructor = _Texts if is_text else _Values
+        values = yaml.load(f"[{listed}]")
     except (YAMLError, ValueError):  # such as a date that there is not
         raise GraphError(f"-S {text} has values that are no YAML.") from None
     if not values:

@@ -37,8 +37,9 @@ from dvc_data.hashfile.hash import file_md5
 from dvc_data.hashfile.tree import Tree
 from dvc_objects.errors import ObjectFormatError
 
+from flows import inputs
 from flows.files import replace
-from flows.supervisor import NOTE, TAINTED
+from flows.supervisor import NOTE, ORDER, TAINTED, WRITES
 from flows.texts import READING, quicken, with_entry
 
 POLL_SECONDS = 0.02  # between two tries for DVC's lock, which are half a second apart in DVC itself
@@ -65,9 +66,11 @@ def install() -> None:
     """
     check()
     run_stage, save_outs = stage.run_stage, Stage.save_outs
+    read_before: dict[str, Any] = {}
 
     def run_between_notes(node: Stage, *args: Any, **kwargs: Any) -> None:
-        note = {"definition": _definition(node), "read": _read(node)}
+        read_before.update(inputs.read(node.deps))
+        note = _read_note() | {"definition": _definition(node), "read": inputs.noted(read_before)}
         _write_note(note)
         run_stage(node, *args, **kwargs)
         _write_note(note | {"made": made((out.fs_path for out in node.outs), node.repo.root_dir)})
@@ -75,11 +78,16 @@ def install() -> None:
     def save_untainted_outs(self: Stage, *args: Any, **kwargs: Any) -> None:
         # DVC has just hashed the dependencies anew, and what it has found now is what it would record.
         note = _read_note()
-        edits = _edits(note.get("read", {}), _plain({str(dep): dep.hash_info.value for dep in self.deps}))
-        if note and note.get("definition") != _definition(self):  # where it is recorded later than it ran
-            edits.append(f"the definition of {self.addressing}")
-        if edits:
-            raise TaintedError(TAINTED + ", ".join(edits))
+        edits = inputs.edits(self.deps, read_before or note.get("read", {}))
+        own = inputs.declared(self.meta) + json.loads(os.environ.get(WRITES, "[]"))
+        outside = [edit for edit in edits if not edit.is_of(own)]
+        told = [edit.text for edit in outside]
+        if note.get("definition", here := _definition(self)) != here:  # where it is recorded later than it ran
+            told.append(f"the definition of {self.addressing}")
+        if note:
+            _write_note(note | {"wrote": [edit.name for edit in edits]})
+        if told:
+            raise TaintedError(TAINTED + ", ".join(told))
         save_outs(self, *args, **kwargs)
 
     create_stage = StageCache._create_stage
@@ -133,20 +141,9 @@ def _patient_lock(*args: Any, **kwargs: Any) -> Any:
     return lock.make_lock(*args, **kwargs | {"wait": True})
 
 
-def _read(node: Stage) -> dict[str, Any]:
-    """What the stage reads, as it is now: a hash for each file and folder, values for each file of params."""
-    found = {}
-    for dep in node.deps:
-        try:
-            found[str(dep)] = dep.get_hash().value
-        except (DvcException, OSError):  # missing, say: DVC itself will tell, or the command will make it
-            continue
-    return _plain(found)
-
-
 def _definition(node: Stage) -> dict[str, Any]:
     """What the stage is, beside the contents of what it reads."""
-    return _plain(
+    found: dict[str, Any] = inputs.plain(
         {
             "cmd": node.cmd,
             "deps": sorted(str(dep) for dep in node.deps),
@@ -154,12 +151,7 @@ def _definition(node: Stage) -> dict[str, Any]:
             "outs": sorted(str(out) for out in node.outs),
         }
     )
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON has it, so that what was noted compares with what is there: a date is a string, a tuple a list."""
-    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
-    return plain
+    return found
 
 
 def made(paths: Iterable[str], root: str) -> dict[str, list[int]]:
@@ -193,22 +185,6 @@ def _read_note() -> dict[str, Any]:
     return note
 
 
-def _edits(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    edits = []
-    for path, old in before.items():
-        new = after.get(path)
-        if isinstance(old, dict) and isinstance(new, dict):
-            edits += [f"{key} of {path}" for key in old.keys() | new.keys() if _differ(old.get(key), new.get(key))]
-        elif old != new:
-            edits.append(path)
-    return sorted(edits)
-
-
-def _differ(old: Any, new: Any) -> bool:
-    """Whether two values of a param are written differently: .nan does not even equal itself."""
-    return json.dumps(old, sort_keys=True) != json.dumps(new, sort_keys=True)
-
-
 def _dump_stages(self: dvcfile.Lockfile, stages: list[Stage], **kwargs: Any) -> None:
     if not stages:
         return
@@ -218,10 +194,20 @@ def _dump_stages(self: dvcfile.Lockfile, stages: list[Stage], **kwargs: Any) -> 
         dvcfile.logger.info("Generating lock file '%s'", self.relpath)
     changed = text
     for node in stages:
-        changed = with_entry(changed, node.name, serialize.to_lockfile(node, **kwargs)[node.name], str(path))
+        entry = serialize.to_lockfile(node, **kwargs)[node.name]
+        changed = with_entry(changed, node.name, entry, str(path), _later(self.path, node.name))
     if changed == text:
         return
     if text:
         dvcfile.logger.info("Updating lock file '%s'", self.relpath)
     replace(path, changed, Path(self.repo.tmp_dir))
     self.repo.scm_context.track_file(self.relpath)
+
+
+def _later(lock_file: str, name: str) -> list[str]:
+    """Those of the stages that get their first entry in this run which `dvc repro` would have recorded after one."""
+    path = os.environ.get(ORDER)
+    if path is None or not Path(path).exists():
+        return []
+    order: list[str] = json.loads(Path(path).read_text(encoding="utf-8")).get(lock_file, [])
+    return order[order.index(name) + 1 :] if name in order else []

@@ -96,6 +96,11 @@ def reproduce(
     keep_going: bool = False,
     downstream: bool = False,
     pull: bool = False,
+    allow_missing: bool = False,
+    single_item: bool = False,
+    force_downstream: bool = False,
+    no_run_cache: bool = False,
+    no_commit: bool = False,
     slots: dict[str, int] | None = None,
     root: str | None = None,
 ) -> Reproduction | State[Reproduction]:
@@ -108,6 +113,11 @@ def reproduce(
         keep_going: After a failure, go on with what does not depend on it, instead of starting no more.
         downstream: Take what depends on the targets, instead of what they depend on.
         pull: Fetch what is missing from DVC's remote.
+        allow_missing: Leave stages alone of which only data are missing that are recorded.
+        single_item: Take the targets alone, without what is upstream.
+        force_downstream: Run what depends on a stage that has run, even if what it reads did not change.
+        no_run_cache: Restore nothing from earlier runs, but run again.
+        no_commit: Keep no outputs in DVC's cache; `dvc commit` does later.
         slots: How much there is of each resource of meta.slots; default: the machine's cpu and gpu.
         root: The DVC repository; default: the current folder's.
 
@@ -125,13 +135,24 @@ def reproduce(
     run = Run.of_this_process(uuid4().hex, server.named(), str(flow_run.id))
     with ExitStack() as held:
         pipeline = held.enter_context(graph.take(folder))
-        stages = select(pipeline.stages, targets or [], downstream=downstream)
+        pipeline.allow_missing = allow_missing
+        stages = select(pipeline.stages, targets or [], downstream=downstream, single=single_item)
+        given = {
+            "--pull": pull,
+            "--allow-missing": allow_missing,
+            "--no-run-cache": no_run_cache,
+            "--no-commit": no_commit,
+        }
+        options = [option for option, is_given in given.items() if is_given]
+        for problem in graph.problems(stages.values()):
+            logger.warning(problem)
         held.enter_context(journal.open(run))
-        executor = held.enter_context(Executor(pipeline, journal, run.id, pull=pull))
-        _tidy_up(journal, run, pipeline, executor, logger.warning)
+        executor = held.enter_context(Executor(pipeline, journal, run.id, stages, options))
+        _tidy_up(journal, pipeline, executor, logger.warning)
         _tag(folder, targets or [])
         there = sizes(pipeline.stages, slots or {})
-        traversal = _Traversal(stages, executor, journal, Schedule(stages, jobs or os.cpu_count() or 1, there))
+        schedule = Schedule(stages, jobs or os.cpu_count() or 1, there)
+        traversal = _Traversal(stages, executor, journal, schedule, force_downstream)
         with server.watched(UUID(str(flow_run.id)), traversal.cancel):
             outcomes = traversal.run(force=force, keep_going=keep_going)
         _show_metrics(pipeline, [name for name in stages if outcomes[name].ending not in summary.BAD])
@@ -195,6 +216,7 @@ class _Traversal:
         executor: runs a stage.
         journal: where stages are claimed.
         schedule: says which may start.
+        force_downstream: whether what depends on a stage that is not as before is made to run.
         outcomes: what became of those that have ended.
         cancelled: whether somebody has cancelled the run.
     """
@@ -203,6 +225,7 @@ class _Traversal:
     executor: Executor
     journal: Journal
     schedule: Schedule
+    force_downstream: bool = False
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     cancelled: bool = False
     _told_by_tasks: dict[str, Outcome] = field(default_factory=dict)  # in their threads, until they are taken back
@@ -237,15 +260,16 @@ class _Traversal:
         while not self._is_over():
             contended = False
             for stage in self.schedule.startable():
+                is_forced = force or self._is_forced(stage)
                 blocked = self._blocked(stage, keep_going)
                 claim = None if blocked else self.journal.claim(stage)
-                if claim is None and blocked is None and (claim := self._claim_fresh(stage, force)):
+                if claim is None and blocked is None and (claim := self._claim_fresh(stage, is_forced)):
                     blocked = Outcome(stage.name, Ending.UNCHANGED, graph.UNCHANGED)
                 if claim is None and blocked is None:
                     contended = True
                     self._tell_once(stage.name, "Waiting for another run, which has this stage or reads its outputs.")
                     continue
-                self._submit(stage, force, blocked, claim)
+                self._submit(stage, is_forced, blocked, claim)
             if not self.schedule.running and not contended:
                 continue
             try:
@@ -253,6 +277,11 @@ class _Traversal:
             except queue.Empty:
                 continue
             self._take_back(name)
+
+    def _is_forced(self, stage: graph.Stage) -> bool:
+        """Whether something upstream is not as before, and that is to make the stage run."""
+        upstream = (self.outcomes[name] for name in stage.upstream if name in self.outcomes)
+        return self.force_downstream and any(outcome.ending is not Ending.UNCHANGED for outcome in upstream)
 
     def _claim_fresh(self, stage: graph.Stage, force: bool) -> ExitStack | None:
         """See to it that a stage stays as it is, if that is all that it needs: another run may read its outputs."""
@@ -314,9 +343,7 @@ class _Traversal:
             get_run_logger().info("%s: %s", name, text)
 
 
-def _tidy_up(
-    journal: Journal, run: Run, pipeline: graph.Pipeline, executor: Executor, tell: Callable[[str], None]
-) -> None:
+def _tidy_up(journal: Journal, pipeline: graph.Pipeline, executor: Executor, tell: Callable[[str], None]) -> None:
     """Find what runs that died have left, put it right, and tell of it."""
     if pipeline.mend_locks():
         tell("A DVC command was killed while it wrote its list of files in use; the list is mended.")
@@ -325,7 +352,7 @@ def _tidy_up(
         tell(f"Run {dead.id[:8]} (process {dead.pid}) died without a word.")
         if left := sweep(dead.id):
             tell(f"It left processes running, which were ended: {', '.join(left)}.")
-        if dead.api == run.api and server.mark_crashed(UUID(dead.flow_run), "its process died"):
+        if server.mark_crashed(UUID(dead.flow_run), "its process died"):  # if this server has it
             tell("Its flow run is marked Crashed.")
         journal.bury(dead)
     for name in journal.unfinished():

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote
 from uuid import UUID
 
 import psutil
@@ -27,7 +26,7 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field
 
 from flows import compare, server
-from flows.files import remove, replace
+from flows.files import file_name, remove, replace
 from flows.gate import Check, Gate, judge
 from flows.gate import read as read_gate
 from flows.git import GitError, git, top, uncommitted
@@ -229,7 +228,7 @@ class _Work:
     @contextmanager
     def _clone(self, commit: str) -> Iterator[Path]:
         """A clone at the commit, gone at the end; one that a killed run with the same parameters has left goes on."""
-        place = self.root / ".dvc" / "tmp" / "labdag" / "retrain" / quote(self.target, safe="@")
+        place = self.root / ".dvc" / "tmp" / "labdag" / "retrain" / file_name(self.target)
         place.parent.mkdir(parents=True, exist_ok=True)
         with place.with_name(f"{place.name}.lock").open("w") as lock:
             try:

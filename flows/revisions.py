@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.git import GitError, git
-from flows.graph import GraphError, Stage, address, flat, opened, relative, stages_of, told_by_dvc
+from flows.graph import GraphError, Stage, address, flat, opened, relative, stages_of, told_by_dvc, without_git
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -101,7 +101,7 @@ class History:
         if name == WORKSPACE:
             return _revision(self._repo, name)
         if isinstance(self._repo.scm, NoSCM):
-            raise GraphError(f"{self.root} is no git repository, so it has no revision '{name}'.")
+            raise GraphError(f"There is no revision '{name}': {without_git(self.root)}")
         try:
             with switch(self._repo, name):
                 try:

@@ -41,8 +41,8 @@ from prefect.settings import (
 )
 from prefect.states import Crashed
 
-from flows import services, temporary_server
-from flows.environment import lend, reach_this_machine
+from flows import proxies, services, temporary_server
+from flows.environment import keep_quiet, lend
 from flows.graph import GraphError, find_root
 from flows.temporary_server import TemporaryServer
 
@@ -67,6 +67,11 @@ _lasting = ExitStack()
 
 class TemporaryServerError(Exception):
     """The temporary server did not start: why, in a sentence."""
+
+
+keep_quiet(os.environ)
+# Why the named server can't be reached through the proxy that is set for it, if it can't.
+no_way = proxies.settle(os.environ, str(get_current_settings().api.url or ""))
 
 
 def heartbeat_seconds() -> float:
@@ -110,14 +115,13 @@ def start_temporary() -> None:
     Raises:
         TemporaryServerError: it ended, or took longer than PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.
     """
-    settings = get_current_settings()
-    if not settings.api.url and settings.server.ephemeral.enabled:
-        _lasting.enter_context(temporary_settings(_of_temporary(_await_temporary())))
+    if not get_current_settings().api.url:
+        _lasting.enter_context(temporary_settings(_of_temporary(_await_temporary(find_root(Path.cwd())))))
 
 
-def _await_temporary() -> TemporaryServer:
+def _await_temporary(root: Path) -> TemporaryServer:
     global _temporary
-    _temporary = temporary_server.started()
+    _temporary = temporary_server.started(root)
     get_logger().info("Starting a temporary server; `labdag up` starts one that stays, with a UI.")
     until = time.monotonic() + get_current_settings().server.ephemeral.startup_timeout_seconds
     # It listens already: the answer comes as soon as it is ready.
@@ -153,16 +157,12 @@ def served(**options: Any) -> Callable[[Callable[P, R]], ServedFlow[P, R]]:
 @contextmanager
 def _reachable(root: str | None) -> Iterator[None]:
     """See to it that there is a server; a flow in a flow takes that of the other."""
-    settings = get_current_settings()
-    if settings.api.url or not settings.server.ephemeral.enabled or FlowRunContext.get():
+    if get_current_settings().api.url or FlowRunContext.get():
         yield
         return
-    up = None
-    with suppress(GraphError):
-        folder = find_root(Path(root or Path.cwd()))
-        up = services.running(folder)
-    reach_this_machine(os.environ)
-    changes = {PREFECT_API_URL: up.api, **_own_password(folder, up)} if up else _of_temporary(_await_temporary())
+    folder = find_root(Path(root or Path.cwd()))
+    up = services.running(folder)
+    changes = {PREFECT_API_URL: up.api, **_own_password(folder, up)} if up else _of_temporary(_await_temporary(folder))
     with temporary_settings(changes):
         yield
 
@@ -183,6 +183,8 @@ def about(error: Exception) -> str | None:
     url = address()
     if isinstance(error, TemporaryServerError):
         return str(error)
+    if no_way and isinstance(error, ValueError | ImportError) and "proxy" in str(error):
+        return no_way
     if "ephemeral Prefect API server" in str(error):
         return LATE
     if "Failed to reach API" in str(error) or isinstance(error, httpx.TransportError):

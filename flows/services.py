@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from flows import files
+from flows import database as databases
+from flows import files, proxies
 from flows import password as passwords
 from flows.environment import lend
 from flows.errors import UserError
@@ -59,6 +60,8 @@ class Wanted:
         Raises:
             UserError: they would need no password.
         """
+        if not os.environ.get(SERVER_AUTH, "").isascii():
+            raise UserError(f"{SERVER_AUTH} has letters outside ASCII, which Prefect does not take; choose others.")
         if self.no_password and os.environ.get(SERVER_AUTH):
             raise UserError(f"{SERVER_AUTH} names a password: unset it, or leave out --no-password.")
         if self.no_password and not is_loopback(self.host or HOST):
@@ -100,6 +103,10 @@ class Process:
 
     pid: int
     birth: str
+
+    def is_of_this_boot(self) -> bool:
+        """Whether the machine has not been started since."""
+        return self.birth.partition(" ")[0] == _boot()
 
     def alive(self) -> psutil.Process | None:
         """The process, if it still runs."""
@@ -157,6 +164,11 @@ class Services:
 def place(root: Path) -> Path:
     """Where a project's services keep their logs, and what they are."""
     return root / ".dvc" / "tmp" / "labdag" / "server"
+
+
+def home_of(root: Path) -> Path:
+    """Where a project's Prefect server, a lasting or a temporary one, keeps its runs."""
+    return place(root) / "prefect"
 
 
 def password_file(root: Path) -> Path:
@@ -220,16 +232,18 @@ def check_same(found: Services, wanted: Wanted) -> None:
         )
     if wanted.public_urls and set(wanted.public_urls) != set(found.public_urls):
         raise UserError(
-            f"The server at {found.url} has other public URLs; `labdag down` ends it, so that they can change."
+            f"The server at {found.url} is up with {', '.join(found.public_urls) or 'no public URL'}; `labdag down` "
+            "ends it, so that this can change."
         )
 
 
-def start_server(root: Path, wanted: Wanted) -> Services:
+def start_server(root: Path, wanted: Wanted, tell: Callable[[str], None]) -> Services:
     """Start a server, and wait until it answers.
 
     Args:
         root: of the project.
         wanted: what it is to be like.
+        tell: takes what the user should know besides.
 
     Raises:
         UserError: the port is taken, or the server does not start.
@@ -238,27 +252,26 @@ def start_server(root: Path, wanted: Wanted) -> Services:
 
     host, port, database = wanted.host or HOST, wanted.port or PORT, wanted.database
     folder = place(root)
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise UserError(
-                f"No server can be started at {host}, port {port}: {error.strerror}. {_way_out(error, host, port)}"
-            ) from None
+    # The server inherits a socket that listens already: until it is loaded, nobody else can take the port, and be told
+    # the password.
+    try:
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise UserError(
+            f"No server can be started at {host}, port {port}: {_why(error)}. {_way_out(error, host, port)}"
+        ) from None
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
-    env = {
-        # What the server keeps is the project's own: with another project's server it would share runs and their ends.
-        "PREFECT_HOME": str(folder / "prefect"),
-        "PREFECT_PROFILES_PATH": os.environ.get("PREFECT_PROFILES_PATH", str(home / "profiles.toml")),
+    env: dict[str, str | None] = {
+        SERVER_AUTH: os.environ.get(SERVER_AUTH) or None,  # empty, Prefect would take it for a password
+        **databases.environment(home_of(root)),
         # Where the UI's pages, in a browser, look for the API: at the address that they came from.
         "PREFECT_UI_API_URL": os.environ.get("PREFECT_UI_API_URL", "/api"),
         # A run holds its deployment's concurrency slot by a lease. In memory, Prefect's default, leases are lost with
         # the server, and the slot of a run that died is never free again.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": os.environ.get("PREFECT_SERVER_ANALYTICS_ENABLED", "false"),
     }
+    if database is None and (moved := databases.put_aside(home_of(root))):
+        tell(moved)
     if database is not None:
         env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = _async(database)
     before = _noted(root)
@@ -267,12 +280,24 @@ def start_server(root: Path, wanted: Wanted) -> Services:
         _end(worker)
         worker = None
     log = folder / "server.log"
-    arguments = [host, str(port), *(f"--public-url={each}" for each in wanted.public_urls)]
+    arguments = [
+        host,
+        str(port),
+        f"--fd={listening.fileno()}",
+        *(f"--public-url={each}" for each in wanted.public_urls),
+    ]
     own = None
     if not wanted.no_password:
-        own = passwords.ensure(folder)
+        # What a server that crashed has left goes on with its password. Otherwise a new one is made: since the server
+        # ended, somebody else may have listened at its port, and was told the old one by an open page of the UI.
+        own = (
+            passwords.ensure(folder)
+            if before is not None and before.server.is_of_this_boot()
+            else passwords.renew(folder)
+        )
         arguments.append(f"--password-folder={folder}")
-    process = _started(["flows.local_server", *arguments], root, log, env)
+    with listening:
+        process = _started(["flows.local_server", *arguments], root, log, env, listening.fileno())
     password = Password.NONE if own is None else Password.OWN
     services = Services(url, process, worker, _sign(database), password, wanted.public_urls)
     _write(folder, services)
@@ -290,6 +315,11 @@ def start_server(root: Path, wanted: Wanted) -> Services:
         services = replace(services, password=Password.OWN if response.is_success else Password.SET)
         _write(folder, services)
     return services
+
+
+def _why(error: OSError) -> str:
+    """What the system says of an error; Python adds the address to it, which is told anyway."""
+    return str(error.strerror) if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
 
 
 def _way_out(error: OSError, host: str, port: int) -> str:
@@ -316,16 +346,30 @@ def _holder(host: str, port: int) -> str:
     return ""
 
 
-def start_worker(root: Path, services: Services, pool: str, queues: list[str]) -> Services:
-    """Start a worker that runs what the project has deployed in queues of a work pool; after `use`.
+def is_changing(root: Path) -> bool:
+    """Whether another process starts or ends the project's services right now."""
+    with suppress(OSError), (place(root) / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def start_worker(root: Path, services: Services, pool: str) -> Services:
+    """Start a worker that runs what the project has deployed in a work pool; after `use`.
 
     Raises:
         UserError: it does not start.
     """
     folder = place(root)
     log = folder / "worker.log"
-    env = {"PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS", str(POLL_SECONDS))}
-    process = _started(["flows.worker", str(root), pool, *queues], root, log, env)
+    # The password is not for the stages, which get the worker's environment; the worker has the one that `use` lends.
+    env = {
+        SERVER_AUTH: None,
+        "PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS", str(POLL_SECONDS)),
+    }
+    process = _started(["flows.worker", str(root), pool, services.database], root, log, env)
     services = replace(services, worker=process)
     _write(folder, services)
     _await(process, lambda: "started!" in log.read_text(encoding="utf-8", errors="replace"), "worker", log)
@@ -357,12 +401,14 @@ def stop(root: Path, tell: Callable[[str], None]) -> bool:
                 tell(f"ended the {name} (process {process.pid})")
                 any_ended = True
     (place(root) / STATE).unlink(missing_ok=True)
+    password_file(root).unlink(missing_ok=True)  # whoever listens at the port next may be told it by a page of the UI
     return any_ended
 
 
 def use(root: Path, services: Services) -> None:
     """Have Prefect, which must not have been imported yet, and all that this process starts, talk to the server."""
     lend(os.environ, PREFECT_API_URL=services.api)
+    proxies.settle(os.environ, services.api)
     if services.password is Password.OWN:
         if (own := password_of(root)) is not None:
             lend(os.environ, PREFECT_API_AUTH_STRING=own)
@@ -370,13 +416,23 @@ def use(root: Path, services: Services) -> None:
         lend(os.environ, PREFECT_API_AUTH_STRING=secret)
 
 
-def _started(module: list[str], root: Path, log: Path, env: dict[str, str]) -> Process:
-    """Start a module, with its arguments, in the background, out of reach of the terminal."""
+def _started(module: list[str], root: Path, log: Path, env: Mapping[str, str | None], *inherited: int) -> Process:
+    """Start a module, with its arguments, in the background, out of reach of the terminal.
+
+    Args:
+        module: its name, and its arguments.
+        root: where it works.
+        log: takes what it prints.
+        env: what its environment has besides this process's; None takes a variable away.
+        inherited: file descriptors that it gets.
+    """
+    environment = {name: value for name, value in (os.environ | env).items() if value is not None}
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", *module],  # -P: the user's project may have a package of that name, too
             cwd=root,
-            env=os.environ | env,
+            env=environment,
+            pass_fds=inherited,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -392,7 +448,11 @@ def _birth(pid: int) -> str:
         OSError: there is no such process.
     """
     ticks = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
-    return f"{Path('/proc/sys/kernel/random/boot_id').read_text(encoding='utf-8').strip()} {ticks}"
+    return f"{_boot()} {ticks}"
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
 
 
 def _sign(database: str | None) -> str:

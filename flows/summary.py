@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.execute import Ending, Outcome
+from flows.files import exists
 from flows.graph import Stage
 from flows.targets import results
 
@@ -46,7 +47,7 @@ def report(root: Path, stages: Iterable[Stage]) -> str:
     path = next((stage.meta.report for stage in reversed(list(stages)) if stage.meta.report), None)
     if path is None:
         return MISSING
-    return path if "://" in path or (root / path).exists() else f"{path} is not there"
+    return path if "://" in path or exists(root / path) else f"{path} is not there"
 
 
 def rows(root: Path, stages: dict[str, Stage], outcomes: Mapping[str, Outcome]) -> list[dict[str, str]]:

@@ -34,6 +34,8 @@ import psutil
 GRACE_SECONDS = 3.0
 MARK = "LABDAG_STAGE"  # in the environment of all processes of a stage
 NOTE = "LABDAG_NOTE"  # likewise: the file for notes of what the stage reads and makes
+WRITES = "LABDAG_WRITES"  # likewise: names of what its command is known to write of what it reads, as JSON
+ORDER = "LABDAG_ORDER"  # likewise: the file that says in which order new entries come in lock files
 TAINTED = "edited while it ran: "  # how DVC's error begins for a stage that must not be recorded
 PARENT = "LABDAG_PARENT"  # in the environment of a run: the process that has started it, with which it ends
 MESSAGE_BYTES = 1 << 17

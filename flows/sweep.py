@@ -17,7 +17,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote
 from uuid import UUID
 
 from prefect import get_run_logger, task
@@ -32,7 +31,7 @@ from flows import server
 from flows.chart import draw
 from flows.compare import figures, metrics_of
 from flows.execute import CLAIMS
-from flows.files import remove, replace
+from flows.files import file_name, remove, replace
 from flows.git import GitError, git, snapshot, top
 from flows.graph import GraphError, Pipeline, Stage, find_root, take
 from flows.output import Lines
@@ -41,7 +40,7 @@ from flows.revisions import History, Record
 from flows.schedule import CPU, detected
 from flows.search import Grid, Search, Study, no_metric
 from flows.supervisor import PARENT
-from flows.swept import Found, Result, Sweep
+from flows.swept import Found, PointsFailedError, Result, Sweep
 from flows.targets import select
 from flows.workspace import require_commit, save, submodules, twin
 
@@ -81,6 +80,7 @@ def sweep(
         root: The DVC repository; default: the current folder's.
 
     Raises:
+        PointsFailedError: a point failed; the others are recorded.
         flows.graph.GraphError: the pipeline can't be read, the target or a param is unknown, or there is no commit.
     """
     folder = Path(root) if root else find_root(Path.cwd())
@@ -88,9 +88,12 @@ def sweep(
         done = _swept(folder, target, values, jobs, trials, metric, minimize)
     except GraphError as error:  # a sentence for the user, who needs no traceback with it
         return server.ending(Failed(message=str(error), data=error))
-    if picture := draw(done, folder / ".dvc" / "tmp" / "labdag" / "charts" / f"{quote(target, safe='@')}.png"):
+    if picture := draw(done, folder / ".dvc" / "tmp" / "labdag" / "charts" / f"{file_name(target)}.png"):
         get_run_logger().info("A chart of it: %s", picture)
     server.show("sweep", done.rows(), f"{target}: {', '.join(values)}")
+    if failed := done.failed():
+        message = f"{len(failed)} of {len(done.results)} points failed; what the others made is recorded"
+        return server.ending(Failed(message=message, data=PointsFailedError(done)))
     return server.ending(Completed(data=done))
 
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from flows.compare import is_percent, styled
-from flows.points import Point, Setting
+from flows.points import Point, Setting, told
 
 MOST = 6  # figures that tables show of a target that does not say which
 
@@ -46,6 +46,18 @@ class Result:
         return None if self.found is Found.FAILED else self.metrics
 
 
+class PointsFailedError(Exception):
+    """At least one point failed.
+
+    Attributes:
+        sweep: what came of the others.
+    """
+
+    def __init__(self, sweep: Sweep) -> None:
+        super().__init__("\n".join(f"{each.point.name}: {each.reason}" for each in sweep.failed()))
+        self.sweep = sweep
+
+
 @dataclass(frozen=True)
 class Sweep:
     """What came of a sweep.
@@ -68,6 +80,10 @@ class Sweep:
     is_search: bool = False
     minimize: bool = False
 
+    def failed(self) -> list[Result]:
+        """The points that failed."""
+        return [result for result in self.results if result.found is Found.FAILED]
+
     def shown(self) -> list[Setting]:
         """What was varied, the seed apart."""
         return [setting for setting in self.settings if setting.name != self.seed]
@@ -80,7 +96,7 @@ class Sweep:
         shown = self.shown()
         groups: dict[tuple[str, ...], list[Result]] = {}
         for result in self._ordered():
-            groups.setdefault(tuple(str(result.point.values[setting.name]) for setting in shown), []).append(result)
+            groups.setdefault(tuple(told(result.point.values[setting.name]) for setting in shown), []).append(result)
         rows, columns = [], self._columns()
         for values, results in groups.items():
             row = {

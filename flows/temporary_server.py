@@ -16,10 +16,12 @@ import subprocess
 import sys
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 
-from flows import password, supervisor
+from flows import database, password, supervisor
 from flows.guard import LOOPBACK_NAMES, Guard
+from flows.services import home_of
 
 STOP_SECONDS = 5.0  # that it may take to end
 
@@ -48,19 +50,29 @@ class TemporaryServer:
             self.process.wait()
 
 
-_started: TemporaryServer | None = None
+_started: dict[Path, TemporaryServer] = {}  # by the project's root
 
 
-def prepare() -> None:
-    """Begin to start it, for as long as this process lives, unless the environment names another server."""
+def prepare(root: Path) -> None:
+    """Begin to start it, for as long as this process lives, unless the environment names another server.
+
+    Args:
+        root: of the project whose runs it keeps.
+    """
     if not os.environ.get("PREFECT_API_URL"):
-        started()
+        started(root)
 
 
-def started() -> TemporaryServer:
-    """The one of this process, started by now if not before."""
-    global _started
-    if _started is None:
+def started(root: Path) -> TemporaryServer:
+    """The one of this process, started by now if not before.
+
+    Args:
+        root: of the project whose runs it keeps, where the server of `labdag up` finds them.
+    """
+    if root not in _started:
+        home = home_of(root)
+        if moved := database.put_aside(home):
+            print(f"Warning: {moved}", file=sys.stderr)
         with socket.create_server(("127.0.0.1", 0)) as listening:
             origin = f"http://127.0.0.1:{listening.getsockname()[1]}"
             secret = password.new()
@@ -69,6 +81,7 @@ def started() -> TemporaryServer:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "flows.temporary_server", str(listening.fileno()), str(os.getpid())],
                 env=os.environ
+                | database.environment(home)
                 | {
                     "PREFECT_UI_ENABLED": "false",
                     "PREFECT_SERVER_API_AUTH_STRING": secret,
@@ -78,9 +91,9 @@ def started() -> TemporaryServer:
                 pass_fds=[listening.fileno()],
                 start_new_session=True,
             )
-        _started = TemporaryServer(process, f"{origin}/api", secret)
-        atexit.register(_started.stop)
-    return _started
+        _started[root] = TemporaryServer(process, f"{origin}/api", secret)
+        atexit.register(_started[root].stop)
+    return _started[root]
 
 
 def main() -> None:
@@ -94,12 +107,14 @@ def main() -> None:
             settings = get_current_settings()
     except ValueError:  # whoever has started this comes upon the same, and tells of it
         return
-    if settings.api.url or not settings.server.ephemeral.enabled:
+    if settings.api.url:
         return
     import uvicorn
     from prefect.server.api.server import create_app
 
-    class Server(uvicorn.Server):
+    from flows.serving import Server
+
+    class QuietServer(Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             """End, without a word of what is cut off: whoever has started it is at the end, too."""
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
@@ -110,7 +125,7 @@ def main() -> None:
     gc.freeze()
     gc.enable()
     guarded = Guard(app, names=LOOPBACK_NAMES)
-    Server(uvicorn.Config(guarded, log_level="error", lifespan="on")).run([socket.socket(fileno=int(sys.argv[1]))])
+    QuietServer(uvicorn.Config(guarded, log_level="error", lifespan="on")).run([socket.socket(fileno=int(sys.argv[1]))])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -167,7 +167,7 @@ def locked(text: str, path: str) -> dict[str, Any] | None:
     return {"schema": "2.0", "stages": Entries(text, path)} if _is_plain(text) else None
 
 
-def with_entry(text: str, name: str, entry: Mapping[str, Any], path: str) -> str:
+def with_entry(text: str, name: str, entry: Mapping[str, Any], path: str, later: Collection[str] = ()) -> str:
     """The text of a lock file with the entry of one stage in place of the one that it has, or after all others.
 
     Args:
@@ -175,20 +175,30 @@ def with_entry(text: str, name: str, entry: Mapping[str, Any], path: str) -> str
         name: of the stage.
         entry: what is to be recorded.
         path: of the lock file, for messages.
+        later: names of stages whose entries come after a new one, if they are there.
 
     Raises:
         dvc.utils.serialize.YAMLFileCorruptedError: the text is no YAML.
     """
     if text and not _is_plain(text):  # DVC's own, slow way
         data = parse_yaml_for_update(text, path)
-        data.setdefault("stages", {})[name] = entry
+        stages = data.setdefault("stages", {})
+        place = next((n for n, each in enumerate(stages) if each in later), None)
+        if name in stages or place is None:
+            stages[name] = entry
+        else:
+            stages.insert(place, name, entry)
         return str(dumps_yaml(data))
     new = str(dumps_yaml({"stages": {name: entry}})).removeprefix("stages:\n")
     head = _first_line(name)
-    block = next((found for found in _ENTRY.finditer(text) if found[1] == head), None)
-    if block is None:
-        return (text or _HEAD) + new
-    return text[: block.start()] + new + text[block.end() :]
+    after = {_first_line(each) for each in later}
+    place = len(text)
+    for found in _ENTRY.finditer(text):
+        if found[1] == head:
+            return text[: found.start()] + new + text[found.end() :]
+        if found[1] in after:
+            place = min(place, found.start())
+    return text[:place] + new + text[place:] if text else _HEAD + new
 
 
 def _is_plain(text: str) -> bool:

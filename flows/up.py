@@ -42,7 +42,7 @@ def bring_up(root: Path, wanted: Wanted, tell: Callable[[str], None]) -> tuple[S
         try:
             if found is None:
                 tell("starting the server ...")
-                found = services.start_server(root, wanted)
+                found = services.start_server(root, wanted, tell)
             services.use(root, found)
             from flows import deployments  # with Prefect, which is told of the server by now
 
@@ -52,8 +52,7 @@ def bring_up(root: Path, wanted: Wanted, tell: Callable[[str], None]) -> tuple[S
                 if count := deployments.end_orphans(root, names):
                     tell(f"{count} runs of a worker that had ended are marked Crashed")
                 tell("starting the worker ...")
-                queues = deployments.queues(root, declared)
-                found = services.start_worker(root, found, deployments.POOL, queues)
+                found = services.start_worker(root, found, deployments.POOL)
         except BaseException:
             if is_new:  # what was up before, and the runs that it has, stay
                 services.stop(root, lambda _: None)
@@ -104,6 +103,10 @@ def report(root: Path, found: Services, declared: list[Deployment]) -> Iterator[
     yield f"server       process {found.server.pid}{worker}"
     yield f"logs         {services.place(root).relative_to(root)}/"
     yield f"for prefect  export PREFECT_API_URL={found.api}"
+    for url in found.public_urls:
+        yield f"             export PREFECT_API_URL={url}/api  # on other machines"
     if found.password is Password.OWN:
         yield f'             export PREFECT_API_AUTH_STRING="$(cat {shlex.quote(str(file))})"'
+    elif found.password is Password.SET:
+        yield f'             export PREFECT_API_AUTH_STRING="${services.SERVER_AUTH}"'
     yield "`labdag down` ends them."

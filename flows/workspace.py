@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from flows.environment import without_lent
 from flows.files import remove
 from flows.git import GitError, git
 from flows.git import top as git_top
-from flows.graph import GraphError, Pipeline, cache_of, near_remotes, share
+from flows.graph import GraphError, Pipeline, cache_of, is_without_git, near_remotes, share, without_git
 from flows.revisions import EXPERIMENT, EXPERIMENTS
 
 CACHE = ".dvc/cache"  # of the copy
@@ -284,6 +285,12 @@ def require_commit(root: Path) -> None:
     Raises:
         GraphError: it has none, or is no git repository.
     """
+    if is_without_git(root):
+        raise GraphError(f"Experiments belong to commits: {without_git(root)}")
+    try:
+        git_top(root)
+    except GitError:
+        raise GraphError(f"Experiments belong to commits: {without_git(root)}") from None
     try:
         git(root, "rev-parse", "--verify", "--quiet", "HEAD")
     except GitError:
@@ -301,7 +308,7 @@ def dvc(root: Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "dvc", *arguments],
         cwd=root,
-        env=os.environ | {"DVC_NO_ANALYTICS": "1"},
+        env=without_lent(os.environ) | {"DVC_NO_ANALYTICS": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from flows import password
+from flows import password, services
 from tests.prefect_api import SignedIn
 
 ROOT = Path(__file__).parents[1]
@@ -128,9 +128,11 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(pristine: Path, tmp_path: Path) -> Path:
+def project(pristine: Path, prefect_home: Path, tmp_path: Path) -> Path:
     """A fresh copy of this project, in a folder whose name has a space."""
-    return Path(shutil.copytree(pristine, tmp_path / "my labs", symlinks=True))
+    folder = Path(shutil.copytree(pristine, tmp_path / "my labs", symlinks=True))
+    give_database(prefect_home, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -145,18 +147,28 @@ def finished(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def finished_copy(finished: Path, tmp_path: Path) -> Path:
+def finished_copy(finished: Path, prefect_home: Path, tmp_path: Path) -> Path:
     """A copy of the finished project, to be changed at will."""
-    return Path(shutil.copytree(finished, tmp_path / "finished", symlinks=True))
+    folder = Path(shutil.copytree(finished, tmp_path / "finished", symlinks=True))
+    give_database(prefect_home, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
-def empty_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty_repository(prefect_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DVC repository with nothing in it, to be copied, which takes a fraction of a second less than a new one."""
     folder = tmp_path_factory.mktemp("empty")
     run("git", "init", "--quiet", cwd=folder)
     run("dvc", "init", "--quiet", cwd=folder)
+    give_database(prefect_home, folder)
     return folder
+
+
+def give_database(prefect_home: Path, folder: Path) -> None:
+    """Spare a project's first run the many seconds that a new database of Prefect's takes."""
+    place = services.home_of(folder)
+    place.mkdir(parents=True)
+    shutil.copy(prefect_home / "prefect.db", place)
 
 
 @pytest.fixture

@@ -82,12 +82,11 @@ def folder(empty_repository: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def site(folder: Path, prefect_home: Path) -> Iterator[Up]:
+def site(folder: Path) -> Iterator[Up]:
     """Its services, with a run to be read."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("PREFECT_API_AUTH_STRING", "PREFECT_API_URL"):
             patch.delenv(name, raising=False)
-        shutil.copytree(prefect_home, services.place(folder) / "prefect")
         (folder / ".said").write_text(run("labdag", "up", "--port", str(free_port()), cwd=folder).stdout)
         try:
             done = run("labdag", "run", cwd=folder)
@@ -177,9 +176,12 @@ def test_nobody_comes_in_before_and_after_down_and_up(site: Up, folder: Path) ->
         if round_ == 0:
             known = known_password(folder)
             run("labdag", "down", cwd=folder)
+            assert password.read(services.place(folder)) is None
             run("labdag", "up", "--port", port, cwd=folder)
-            site.services = Up(folder).services
-            assert known_password(folder) == known, "or browsers would have to sign in again"
+            again = Up(folder)
+            site.services, site.auth = again.services, again.auth
+            assert known_password(folder) != known, "whoever listened at the port meanwhile may know it"
+            attack(site.api, flow, auth=SignedIn(known))
 
 
 def listen(site: Up, secret: str | None, origin: str | None) -> None:
@@ -331,6 +333,28 @@ def test_the_worker_runs_only_what_the_project_has_deployed(site: Up, folder: Pa
     untouched(site)
 
 
+def test_what_the_users_profile_says_reaches_no_stage(toy: Callable[..., Path], tmp_path: Path) -> None:
+    """Prefect's own worker puts all that a profile says into the environment of a run, passwords too."""
+    folder = toy(PIPELINE, **{"params.yaml": "why: because\n"})
+    profiles = tmp_path / "profiles.toml"
+    names = ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING")
+    lines = "".join(f'{name} = "teacher:secret-of-a-profile"\n' for name in names)
+    profiles.write_text(f'active = "mine"\n[profiles.mine]\n{lines}')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PREFECT_API_AUTH_STRING", raising=False)
+        patch.setenv("PREFECT_PROFILES_PATH", str(profiles))
+        try:
+            run("labdag", "up", "--port", str(free_port()), cwd=folder)
+            site = Up(folder)
+            site.auth = SignedIn("teacher:secret-of-a-profile")
+            mine = site.start("reproduce/pipeline")
+            wait_for(partial(site.has_ended, mine), 120)
+            assert site.state(mine)["type"] == "COMPLETED"
+            assert "secret-of-a-profile" not in (folder / "env.txt").read_text()
+        finally:
+            run("labdag", "down", cwd=folder)
+
+
 def test_a_temporary_server_has_a_password_too(toy: Callable[..., Path]) -> None:
     folder = toy(f'stages:\n  long: {{cmd: "echo {MARK}; echo $$ > pid; sleep 1000", outs: [out]}}\n')
     with subprocess.Popen(
@@ -354,9 +378,8 @@ def test_a_temporary_server_has_a_password_too(toy: Callable[..., Path]) -> None
 
 
 @pytest.mark.timeout(600)
-def test_without_a_password_pages_are_kept_out_all_the_same(toy: Callable[..., Path], prefect_home: Path) -> None:
+def test_without_a_password_pages_are_kept_out_all_the_same(toy: Callable[..., Path]) -> None:
     folder = toy(PIPELINE, **{"params.yaml": "why: because\n"})
-    shutil.copytree(prefect_home, services.place(folder) / "prefect")
     port = str(free_port())
     refused = run("labdag", "up", "--no-password", "--host", "0.0.0.0", "--port", port, cwd=folder, check=False)
     assert refused.returncode == 1
@@ -388,11 +411,10 @@ def test_without_a_password_pages_are_kept_out_all_the_same(toy: Callable[..., P
         run("labdag", "down", cwd=folder)
 
 
-def test_what_an_older_version_has_started_is_told_and_ended(toy: Callable[..., Path], prefect_home: Path) -> None:
+def test_what_an_older_version_has_started_is_told_and_ended(toy: Callable[..., Path]) -> None:
     folder = toy(PIPELINE, **{"params.yaml": "why: because\n"})
     port = free_port()
     place = services.place(folder)
-    shutil.copytree(prefect_home, place / "prefect")
     place.chmod(0o755)
     command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     env = os.environ | {"PREFECT_HOME": str(place / "prefect")}
@@ -451,6 +473,26 @@ def test_a_program_that_takes_the_port_of_a_server_that_is_gone_gets_no_password
                 impostor.accept()
         finally:
             note.write_text(known)
+
+
+def test_nobody_can_take_the_port_while_the_server_loads(toy: Callable[..., Path]) -> None:
+    """It loads for seconds, and then is sent the password, to see whether it takes it."""
+    folder, port = toy(PIPELINE, **{"params.yaml": "why: because\n"}), free_port()
+
+    def loads() -> bool:
+        commands = (each.info["cmdline"] or () for each in psutil.process_iter(["cmdline"]))
+        return any("flows.local_server" in command and str(port) in command for command in commands)
+
+    with subprocess.Popen(["labdag", "up", "--port", str(port)], cwd=folder, stdout=subprocess.DEVNULL) as up:
+        try:
+            wait_for(loads, 60)
+            while up.poll() is None:
+                with pytest.raises(OSError, match="Address already in use"):
+                    socket.create_server(("127.0.0.1", port))
+        finally:
+            up.wait(180)
+            run("labdag", "down", cwd=folder)
+    assert up.returncode == 0
 
 
 # A page of another port that tries to read and to run; it notes what it could do.

@@ -195,7 +195,7 @@ def test_mistakes_get_a_sentence(labs: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
     run("dvc", "init", "--quiet", "--no-scm", cwd=bare)
-    assert "is no git repository" in refusal(bare)
+    assert "DVC was told that there is no git (`dvc init --no-scm`)" in refusal(bare)
 
 
 NUMBERS = """

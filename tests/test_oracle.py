@@ -163,9 +163,7 @@ def state(folder: Path, world: World) -> dict[str, Any]:
     runs = folder / ".dvc" / "cache" / "runs"
     return {
         "outs": {str(path.relative_to(folder)): path.read_text() for path in outs if path.is_file()},
-        "locks": {
-            str(lock.relative_to(folder)): YAML(typ="safe").load(lock) for lock in sorted(folder.rglob("dvc.lock"))
-        },
+        "locks": {str(lock.relative_to(folder)): lock.read_text() for lock in sorted(folder.rglob("dvc.lock"))},
         "runs": sorted(str(path.relative_to(runs)) for path in runs.rglob("*") if path.is_file()),
     }
 
@@ -189,6 +187,17 @@ MEANT = {
 }
 
 
+# The same, where nothing upstream runs: then all is known before.
+EXACT = MEANT | {Will.RUN: {"run"}, Will.MAYBE: set[str]()}
+
+
+def is_known(name: str, stages: dict[str, Any], steps: dict[str, Any]) -> bool:
+    """Whether nothing upstream of a stage will run, or may."""
+    return all(
+        steps[up].will not in (Will.RUN, Will.MAYBE) and is_known(up, stages, steps) for up in stages[name].upstream
+    )
+
+
 def told_by_dvc(name: str, said: str) -> str:
     """What `dvc repro` did to a stage."""
     signs = {"Running stage '{}'": "run", "Stage '{}' is cached": "restored", "Stage '{}' didn't change": "unchanged"}
@@ -203,9 +212,14 @@ def told_by_dvc(name: str, said: str) -> str:
     derandomize=EXAMPLES < 50,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(world=worlds(), rounds=st.lists(EDITS, min_size=1, max_size=3))
+@given(world=worlds(), rounds=st.lists(EDITS, min_size=1, max_size=3), jobs=st.sampled_from("14"))
 def test_the_same_stages_run_and_leave_the_same(
-    world: World, rounds: list[list[tuple[str, Any, Any]]], tmp_path: Path, empty_repository: Path, prefect_server: str
+    world: World,
+    rounds: list[list[tuple[str, Any, Any]]],
+    jobs: str,
+    tmp_path: Path,
+    empty_repository: Path,
+    prefect_server: str,
 ) -> None:
     folders = (tmp_path / "dvc", tmp_path / "labdag")
     by_dvc, by_labdag = folders
@@ -219,11 +233,12 @@ def test_the_same_stages_run_and_leave_the_same(
         for folder in folders:
             world.write(folder)
         with Pipeline(by_labdag) as pipeline:
-            steps = {step.stage: step for step in plan(pipeline, pipeline.stages)}
+            stages = pipeline.stages
+            steps = {step.stage: step for step in plan(pipeline, stages)}
         oracle = ("dvc", "repro", "--all-pipelines")
         done = run(*oracle, cwd=by_dvc, check=False, RAN=str(by_dvc.with_suffix(".ran")), DVC_NO_ANALYTICS="1")
         environment = {"RAN": str(by_labdag.with_suffix(".ran")), "PREFECT_API_URL": prefect_server}
-        ours = run("labdag", "run", "--jobs", "4", cwd=by_labdag, check=False, **environment)
+        ours = run("labdag", "run", "--jobs", jobs, cwd=by_labdag, check=False, **environment)
         if done.returncode != 0:
             assert {Will.FAIL, Will.MAYBE}.intersection(step.will for step in steps.values()), (steps, done.stderr)
             event("DVC failed")
@@ -235,5 +250,6 @@ def test_the_same_stages_run_and_leave_the_same(
         assert f" {len(found)} run, " in ours.stdout
         assert state(by_dvc, world) == state(by_labdag, world), done.stdout + ours.stderr
         for name, step in steps.items():
-            assert told_by_dvc(name, done.stdout) in MEANT[step.will], (step, done.stdout)
+            meant = EXACT if is_known(name, stages, steps) else MEANT
+            assert told_by_dvc(name, done.stdout) in meant[step.will], (step, done.stdout)
         event(f"{len(expected)} of {len(world.steps)} stages ran")

@@ -162,14 +162,16 @@ def test_what_had_finished_when_its_run_was_killed_is_recorded_only_if_it_is_sti
 
 
 def test_what_is_recorded_or_tainted_has_states_of_its_own(toy: Callable[..., Path], server: Server) -> None:
-    folder = toy("stages: {edits: {cmd: echo >> data; cp data out, deps: [data], outs: [out]}}")
+    """What changes each time, the command writes itself; so it edits one thing, and then another."""
+    edits = "path=more; test -e again || path=data; touch again; echo >> $path; cp data out"
+    folder = toy(f"stages: {{edits: {{cmd: '{edits}', deps: [data, more], outs: [out]}}}}", more="1")
     (folder / "data").write_text("1")
     run("dvc", "add", "--quiet", "data", cwd=folder)
     (folder / "data").write_text("2")
     done = run("labdag", "run", cwd=folder, check=False)
     assert server.states() == {"data.dvc": "Recorded", "edits": "Tainted"}
     assert server.tasks()["edits"]["state"]["type"] == "FAILED"
-    assert "edits failed: edited while it ran: data; and so the first time." in done.stderr
+    assert "edits failed: edited while it ran: more; the first time it was edited while it ran: data." in done.stderr
 
 
 def test_a_run_that_died_before_it_had_written_what_it_is_is_forgotten(pipeline: Path) -> None:

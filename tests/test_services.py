@@ -342,6 +342,80 @@ def test_projects_keep_out_of_each_others_way(
     assert "weekly" in [each["name"] for each in one.post("deployments/filter")]
 
 
+ENTRY = "{name: %s, entrypoint: flows.reproduce.reproduce, work_pool: {name: labdag%s}}"
+
+
+@pytest.mark.timeout(600)
+def test_queues_that_are_named_are_looked_into_also_where_they_come_later(
+    up: Callable[..., Up], toy: Callable[..., Path]
+) -> None:
+    folder = toy("stages:\n  a: {cmd: echo 1 > a, outs: [a]}\n")
+    declared = [ENTRY % ("first", ", work_queue_name: gpu")]
+    for name, queue in (("first", ""), ("second", ", work_queue_name: big"), ("third", "")):
+        if name != "first":
+            declared.append(ENTRY % (name, queue))
+        (folder / "prefect.yaml").write_text(f"deployments: [{', '.join(declared)}]")
+        site = up(folder)
+        mine = site.start(f"reproduce/{name}")
+        wait_for(partial(site.has_ended, mine), 120)
+        assert site.state(mine)["type"] == "COMPLETED", name
+
+
+@pytest.mark.timeout(600)
+def test_a_run_that_starts_while_its_deployment_is_changed_is_run(
+    up: Callable[..., Up], toy: Callable[..., Path]
+) -> None:
+    folder = toy("stages:\n  a: {cmd: echo 1 > a, outs: [a]}\n")
+    entry = "name: a, entrypoint: flows.reproduce.reproduce, work_pool: {name: labdag, job_variables: {env: {X: '%s'}}}"
+    (folder / "prefect.yaml").write_text(f"deployments: [{{{entry % 1}}}]")
+    site = up(folder)
+    started = []
+    (folder / "prefect.yaml").write_text(f"deployments: [{{{entry % 2}}}]")
+    with subprocess.Popen(["labdag", "up"], cwd=folder, stdout=subprocess.DEVNULL) as changing:
+        while changing.poll() is None:
+            with suppress(httpx.HTTPStatusError):
+                started.append(site.start("reproduce/a"))
+            time.sleep(1.5)
+    assert changing.returncode == 0
+    for each in started:
+        wait_for(partial(site.has_ended, each), 120)
+        assert site.state(each)["type"] == "COMPLETED", site.state(each)
+
+
+@pytest.mark.timeout(600)
+def test_projects_with_one_database_leave_each_others_runs_alone(
+    up: Callable[..., Up], toy: Callable[..., Path], postgres: str, tmp_path: Path
+) -> None:
+    folder = toy("stages:\n  a: {cmd: echo 1 > a, outs: [a]}\n")
+    other = Path(shutil.copytree(folder, tmp_path / "other", symlinks=True))
+    sites = []
+    for project, name in ((folder, "one"), (other, "two")):
+        (project / "prefect.yaml").write_text(f"deployments: [{ENTRY % (name, ', work_queue_name: shared')}]")
+        sites.append(up(project, "--database", postgres))
+    runs = [site.start(f"reproduce/{name}") for _ in range(2) for site in sites for name in ("one", "two")]
+    for each in runs:
+        wait_for(partial(sites[0].has_ended, each), 180)
+        assert sites[0].state(each)["type"] == "COMPLETED", sites[0].state(each)
+    assert all((project / "a").exists() for project in (folder, other))
+
+
+def test_an_own_flow_is_deployed_by_its_file_or_its_module(tmp_path: Path) -> None:
+    name = f"night_{os.getpid()}"
+    (tmp_path / f"{name}.py").write_text("from prefect import flow\n\n@flow\ndef all_labs(): ...\n")
+    for entrypoint in (f"{name}.py:all_labs", f"{name}.all_labs"):
+        (tmp_path / "prefect.yaml").write_text(f"deployments: [{{name: a, entrypoint: '{entrypoint}'}}]")
+        assert [each.name for each in read(tmp_path)] == ["all-labs/a"]
+
+
+def test_a_password_that_prefect_does_not_take_is_told(toy: Callable[..., Path]) -> None:
+    folder = toy("stages:\n  a: {cmd: ls}\n")
+    done = run("labdag", "up", cwd=folder, check=False, PREFECT_SERVER_API_AUTH_STRING="tä:ß")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: PREFECT_SERVER_API_AUTH_STRING has letters outside ASCII, which Prefect does not take; choose others.\n"
+    )
+
+
 def test_where_no_server_can_listen_is_told(toy: Callable[..., Path]) -> None:
     folder = toy(TOY)
     elsewhere = (
@@ -405,7 +479,7 @@ def test_serve_runs_deployments_without_a_worker(
         ("deployments: [{name: a}]", "deployments[0].entrypoint is missing"),
         ("deployments: [{name: a, entrypoint: flows.retrain.nothing}]", "should be a module and the flow in it"),
         ("deployments: [{name: a, entrypoint: nothing}]", "should be a module and the flow in it"),
-        ("deployments: [{name: a, entrypoint: tests.nothing.flow}]", "can't be imported: No module named"),
+        ("deployments: [{name: a, entrypoint: tests.nothing.flow}]", "can't be loaded: No module named"),
         (f"{FLOW}, schedules: [{{timezone: UTC}}]}}]", "schedules[0] has none of cron, interval, rrule"),
         (f"{FLOW}, schedules: [{{cron: at noon}}]}}]", "schedules[0]: Invalid cron"),
         (f"{FLOW}, schedules: [{{cron: 0 3 * * *, zone: UTC}}]}}]", "unexpected keyword argument 'zone'"),

@@ -104,7 +104,6 @@ def test_points_are_all_combinations_by_readable_names() -> None:
         (["lr=[1,2"], "no YAML"),
         (["seed=1..3,7"], "has the range 1..3 among other values"),
         (["lr=1,1"], "a value stands there twice"),
-        (["lr=2024-02-30"], "no YAML"),
         (["lr=!!int a"], "no YAML"),
         (["lr=] #"], "has no values"),
         (["lr=1..1e999"], "an end that is no finite number"),

@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from flows import services
-from tests.conftest import free_port, run, wait_for
+from tests.conftest import free_port, give_database, run, wait_for
 from tests.test_services import Up, need
 
 SHOTS = os.environ.get("LABDAG_SHOTS")
@@ -25,10 +25,10 @@ def site(finished: Path, prefect_home: Path, tmp_path_factory: pytest.TempPathFa
     """The services of a project in which lenet_digits has been run, and whose last run was one of these."""
     need("chromium")
     folder = Path(shutil.copytree(finished, tmp_path_factory.mktemp("site") / "labs", symlinks=True))
+    give_database(prefect_home, folder)
     path = folder / "params.yaml"
     path.write_text(path.read_text().replace("epochs: 20", "epochs: 6", 1))
     home = str(tmp_path_factory.mktemp("prefect-of-site"))
-    shutil.copytree(prefect_home, services.place(folder) / "prefect")
     run("labdag", "up", "--port", str(free_port()), cwd=folder, PREFECT_HOME=home)
     try:
         run("labdag", "run", "lenet_digits", cwd=folder, PREFECT_HOME=home)
