@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test stress lint format lock schema dag clean
+.PHONY: help run test stress conformance lint format lock schema dag clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
@@ -17,6 +17,9 @@ test: .venv/installed  ## Run the whole test suite
 stress: .venv/installed  ## Hold runs against plain DVC, kill them, edit meanwhile: often (an hour or two)
 	@LABDAG_STRESS=1 $(BIN)/pytest -n 0 tests/test_stress.py tests/test_oracle.py \
 	    tests/test_resume.py tests/test_services.py tests/test_sweep.py
+
+conformance: .venv/installed  ## Run DVC's own tests of `dvc repro` with labdag in its place
+	@$(BIN)/python -m conformance
 
 lint: .venv/installed  ## Check format, style, types, and which folder imports which
 	@$(BIN)/ruff format --check .

@@ -1,0 +1,1 @@
+"""DVC's own tests of `dvc repro`, held against labdag."""
