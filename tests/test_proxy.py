@@ -86,6 +86,9 @@ def test_others_come_in_by_the_address_that_is_named_and_with_the_password(
             said = run("labdag", "up", "--port", str(port), "--public-url", f"{url}/", cwd=folder).stdout
             assert f"UI           http://127.0.0.1:{port}\n             {url}\n" in said
             assert get(root, public).status_code == httpx.codes.UNAUTHORIZED
+            assert get(root, public, auth=SignedIn(secret)).status_code == httpx.codes.UNAUTHORIZED, "that of before"
+            secret = services.password_of(folder)
+            assert secret is not None
             assert get(root, public, auth=SignedIn(secret)).is_success
             assert not get(root, public, auth=SignedIn(secret), headers={"Origin": "https://evil.example"}).is_success
 
