@@ -30,11 +30,13 @@ class Step:
         stage: its name.
         will: what will happen.
         reason: why.
+        is_fetched: whether it is to come from DVC's remote, as it is recorded.
     """
 
     stage: str
     will: Will
     reason: str
+    is_fetched: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,10 @@ def _step(
     changes = pipeline.changes(stage.name)
     # What upstream makes anew is not as it is now when the stage's turn comes.
     lasting = [change for change in changes if change.source not in moving]
-    if how.pull and lasting and not moving and not pipeline.changes(stage.name, allow_missing=True):
-        return Step(stage.name, Will.RESTORE, f"{told(lasting)}; it is fetched from DVC's remote, if that has it")
+    are_fetched = all(steps[up].is_fetched for up in moving)
+    if how.pull and not how.force and changes and are_fetched and not pipeline.changes(stage.name, allow_missing=True):
+        reason = f"{told(changes)}; it is fetched from DVC's remote, if that has it"
+        return Step(stage.name, Will.RESTORE, reason, is_fetched=True)
     if any(change.is_fatal for change in lasting):
         return Step(stage.name, Will.FAIL, told(change for change in lasting if change.is_fatal) or "")
     if not stage.is_run:

@@ -254,11 +254,15 @@ def start_server(root: Path, wanted: Wanted, tell: Callable[[str], None]) -> Ser
     folder = place(root)
     # The server inherits a socket that listens already: until it is loaded, nobody else can take the port, and be told
     # the password.
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listening.bind((host, port))
+        listening.listen()
     except OSError as error:
+        listening.close()
         raise UserError(
-            f"No server can be started at {host}, port {port}: {_why(error)}. {_way_out(error, host, port)}"
+            f"No server can be started at {host}, port {port}: {error.strerror}. {_way_out(error, host, port)}"
         ) from None
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     env: dict[str, str | None] = {
@@ -315,11 +319,6 @@ def start_server(root: Path, wanted: Wanted, tell: Callable[[str], None]) -> Ser
         services = replace(services, password=Password.OWN if response.is_success else Password.SET)
         _write(folder, services)
     return services
-
-
-def _why(error: OSError) -> str:
-    """What the system says of an error; Python adds the address to it, which is told anyway."""
-    return str(error.strerror) if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
 
 
 def _way_out(error: OSError, host: str, port: int) -> str:
