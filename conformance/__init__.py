@@ -1,1 +1,1 @@
-"""DVC's own tests of `dvc repro`, held against labdag."""
+"""Runs DVC's own tests of `dvc repro` against labdag."""

@@ -1,4 +1,4 @@
-"""A pytest plugin that has labdag do what DVC's own tests tell `Repo.reproduce` to do, and tells what became of them.
+"""A pytest plugin that runs DVC's own tests with labdag in the place of `Repo.reproduce`, and counts the results.
 
 A test applies if it reproduces something, in a way that labdag has, and does not look at DVC's inside while it does.
 """
@@ -134,7 +134,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Any:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Any:
-    """Tell of each test whether it applies."""
+    """Record whether each test applies, and what became of it."""
     report = (yield).get_result()
     if report.when != "call" or item.nodeid not in _called:
         return

@@ -25,7 +25,7 @@ def lend(environment: MutableMapping[str, str], **variables: str | None) -> None
 
 
 def mark_lent(environment: MutableMapping[str, Any], names: Iterable[str]) -> None:
-    """Keep variables from stages that somebody else has set."""
+    """Keep from stages some variables that `lend` did not set."""
     before = json.loads(environment.get(LENT, "{}"))
     environment[LENT] = json.dumps(dict.fromkeys(names) | before)
 

@@ -44,9 +44,9 @@ NOT_REPRODUCED = "ERROR: failed to reproduce"  # as DVC's last words begin
 # What a signal did to a command, and what is most often behind it.
 SIGNALS: dict[int, str] = {
     signal.SIGKILL: "was killed (SIGKILL; most often the memory ran out)",
-    signal.SIGSEGV: "crashed (SIGSEGV; it used memory that it does not have)",
-    signal.SIGBUS: "crashed (SIGBUS; most often a disk is full, or a file that it had mapped was cut)",
-    signal.SIGABRT: "gave up (SIGABRT)",
+    signal.SIGSEGV: "crashed (SIGSEGV; it accessed memory that is not its own)",
+    signal.SIGBUS: "crashed (SIGBUS; most often a disk is full, or a file that it had mapped was truncated)",
+    signal.SIGABRT: "aborted (SIGABRT)",
     signal.SIGTERM: "was told to end (SIGTERM)",
 }
 EXITS = {126: " (a program in it can't be executed)", 127: " (a program in it was not found)"}  # of a shell

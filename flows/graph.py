@@ -190,8 +190,7 @@ def load(root: Path) -> dict[str, Stage]:
     """All stages of the repository, each after those that it depends on.
 
     Raises:
-        GraphError: dvc.yaml, params.yaml or dvc.lock can't be read (DVC's own sentence says why), or a stage's
-            `meta:` is not of the shape that labdag reads.
+        GraphError: dvc.yaml, params.yaml or dvc.lock can't be read; DVC's own sentence says why.
     """
     with Pipeline(root) as pipeline:
         return pipeline.stages
@@ -675,7 +674,11 @@ class Pipeline:
             maker = self._maker(dep.fs_path)
             if may_miss and what == "deleted" and self._is_as_made(dep):
                 continue
-            is_fatal = (what == "deleted" and maker is None) or what == "not in sync"
+            if what == "not in sync":
+                told = f"{path} is not in dvc.lock as it is declared; `dvc ds update {dep.name}` records it"
+                yield Change(told, is_fatal=True)
+                continue
+            is_fatal = what == "deleted" and maker is None
             yield Change(f"{path} {_OF_DEPS.get(what, what)}", maker, is_fatal)
 
     def _is_as_made(self, dep: Any) -> bool:
@@ -684,7 +687,7 @@ class Pipeline:
         return all(out.hash_info == dep.hash_info for out in outs)
 
     def _refuse_dates(self) -> None:
-        """Tell of a date among the params of stages: DVC can't record it, and does not say where it stands."""
+        """Report a date among the params of stages, which DVC can't record; it doesn't say where the date is."""
         from dvc.dependency import ParamsDependency
         from dvc.exceptions import DvcException
 
@@ -944,7 +947,6 @@ _OF_DEPS = {
     "modified": "changed",
     "deleted": "is missing",
     "new": "is new",
-    "not in sync": "has never been fetched, or is declared anew; `dvc ds update` with its name looks at it",
 }
 _OF_OUTS = {
     "modified": "is not what it made",

@@ -16,7 +16,6 @@ def select(
     *,
     downstream: bool = False,
     single: bool = False,
-    folder: str = "",
 ) -> dict[str, Stage]:
     """The stages that `targets` name, and all upstream of them, in the order of `stages`.
 
@@ -29,12 +28,11 @@ def select(
         targets: what is meant.
         downstream: take what depends on the targets instead of what they depend on.
         single: take the targets alone.
-        folder: where the targets are named from, a path from the repository's root; empty for the root itself.
 
     Raises:
         GraphError: a target names nothing; the nearest name is suggested.
     """
-    chosen = {name for target in targets for name in named(stages.values(), target, folder)}
+    chosen = {name for target in targets for name in named(stages.values(), target)}
     if not targets:
         return dict(stages)
     if single:

@@ -222,11 +222,11 @@ def test_a_stage_with_a_shortened_file_name_is_known_by_its_own(tmp_path: Path) 
 
 ENDS = {
     "kill -9 $$": "its command was killed (SIGKILL; most often the memory ran out)",
-    "kill -SEGV $$": "its command crashed (SIGSEGV; it used memory that it does not have)",
+    "kill -SEGV $$": "its command crashed (SIGSEGV; it accessed memory that is not its own)",
     'sh -c "kill -9 \\$\\$"; exit $?': "its command exited with 137, as a shell does when something in it was killed "
     "(SIGKILL; most often the memory ran out)",
-    "exit 139": "its command exited with 139, as a shell does when something in it crashed (SIGSEGV; it used memory "
-    "that it does not have)",
+    "exit 139": "its command exited with 139, as a shell does when something in it crashed (SIGSEGV; it accessed "
+    "memory that is not its own)",
     "./data": "its command exited with 126 (a program in it can't be executed)",
     "nowhere": "its command exited with 127 (a program in it was not found)",
 }

@@ -303,7 +303,7 @@ def test_datasets_are_dependencies_as_dvc_has_them(
 
     publish("1\n")
     folder = toy(DATASETS % (source, source))
-    told = "ds://mine has never been fetched, or is declared anew; `dvc ds update` with its name looks at it"
+    told = "ds://mine is not in dvc.lock as it is declared; `dvc ds update mine` records it"
     assert told in run("labdag", "plan", cwd=folder).stdout
     code, said = labdag("run", cwd=folder, server=prefect_server, check=False)
     assert code == 1
