@@ -23,6 +23,7 @@ from prefect.settings import (
 
 from flows import password
 from flows.guard import LOOPBACK_NAMES, Guard, is_loopback
+from flows.replay import Replay
 from flows.serving import Server
 
 
@@ -52,7 +53,7 @@ def main() -> None:
         settings = get_current_settings().server
         app = create_app(final=True)
         config = uvicorn.Config(
-            Guard(app, names=names, any_address=is_open, origins=options.public_url),
+            Guard(Replay(app), names=names, any_address=is_open, origins=options.public_url),
             host=options.host,
             port=options.port,
             timeout_keep_alive=settings.api.keepalive_timeout,
