@@ -1,12 +1,18 @@
 # Every command works from a fresh clone: what it needs, it installs into .venv first.
 PYTHON ?= python3
 BIN    := .venv/bin
+# The versions that are tried before each commit; `make test CONSTRAINTS=` takes the newest that pyproject.toml allows.
+CONSTRAINTS ?= constraints.txt
+# More options for pip, such as an index of your own: make run PIP_OPTIONS='--index-url https://pypi.example.org/simple'
+PIP_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test stress conformance lint format lock schema dag clean
+.PHONY: help install run test stress conformance lint format lock schema dag clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1|/' | column -t -s '|'
+
+install: .venv/installed  ## Install everything into .venv, which each command below does if need be
 
 run: .venv/installed  ## Run the lab that needs no download, lenet_digits, and show its result
 	@$(BIN)/labdag run lenet_digits
@@ -52,5 +58,6 @@ clean:  ## Remove .venv and the caches of tools; data, results and DVC's cache s
 	    echo "labdag needs Python 3.11.4 or newer, but $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another one: make $(or $(MAKECMDGOALS),run) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "Installing into .venv (once; about 6 GB, a few minutes) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -e '.[dev]' \
+	    $(addprefix -c ,$(CONSTRAINTS))
 	@touch $@

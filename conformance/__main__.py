@@ -25,7 +25,10 @@ NEEDED = (
     "asyncssh",
     "bcrypt",
     "mock-ssh-server",
+    "dvc-s3",
+    "s3fs",
 )
+NEEDED_WHOLE = ("aiobotocore",)  # with all that it needs
 TESTS = (
     "func/repro",
     "func/test_run_cache.py",
@@ -48,6 +51,7 @@ def main() -> int:
         fetch(folder)
     if not (site := PLACE / "site").is_dir():
         pip("install", "--quiet", "--no-deps", "--target", str(site), *NEEDED)
+        pip("install", "--quiet", "--target", str(site), *NEEDED_WHOLE)
     root = Path(__file__).parents[1]
     path = [str(root), str(site.absolute()), *filter(None, [os.environ.get("PYTHONPATH")])]
     command = [
@@ -58,7 +62,6 @@ def main() -> int:
             "-c",
             os.devnull,
             "--rootdir=.",
-            "--quiet",
             "-p",
             "conformance.plugin",
         ),

@@ -45,6 +45,9 @@ from flows.worker import as_recorded
 
 FILE = "prefect.yaml"
 POOL = "labdag"
+_TRACEBACK = "Traceback (most recent call last):\n"
+# The line of a traceback that names the exception.
+_RAISED = re.compile(r"^(\w+(?:\.\w+)*): (.*\S)", re.MULTILINE)
 KINDS = ("cron", "interval", "rrule")  # of schedules
 _UNENDED = FlowRunFilterState(
     type=FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
@@ -202,7 +205,7 @@ def deploy(root: Path, api: str, database: str, place: Path, declared: list[Depl
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(path)]
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise GraphError(f"{path} can't be deployed to {api}: {_cause(done.stderr + done.stdout)}")
+            raise GraphError(f"{path} can't be deployed to {api}: {_cause(done.stdout, done.stderr)}")
         deployed = {}
         for each in declared:
             known = client.read_deployment_by_name(each.name)
@@ -220,9 +223,19 @@ def deploy(root: Path, api: str, database: str, place: Path, declared: list[Depl
     return sorted({*before, *names})
 
 
-def _cause(said: str) -> str:
-    """Why Prefect could not do something: the last line that is no frame, and does not just say that it could not."""
-    lines = [line.strip(" │╭╰─╮╯\t") for line in said.splitlines()]
+def _cause(output: str, errors: str) -> str:
+    """Why `prefect deploy` failed: the last exception of its traceback, and the first one, which led to it.
+
+    Args:
+        output: of the command, in which a failure that Prefect expects ends in a sentence.
+        errors: what it wrote to its standard error.
+    """
+    raised = [
+        f"{found[1].rpartition('.')[2]}: {found[2]}" for found in _RAISED.finditer(errors.partition(_TRACEBACK)[2])
+    ]
+    if raised:
+        return ", for ".join(dict.fromkeys([raised[-1], raised[0]]))
+    lines = [line.strip(" │╭╰─╮╯\t") for line in (errors + output).splitlines()]
     lines = [line for line in lines if line and line != "An exception occurred."]
     return lines[-1] if lines else "Prefect did not say why"
 

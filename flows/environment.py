@@ -7,7 +7,10 @@ environment, a command that prints its environment would write it into a log.
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterable, Mapping, MutableMapping
+from pathlib import Path
 from typing import Any
 
 LENT = "LABDAG_LENT"  # what the variables were before, by name, as JSON; null for one that was not set
@@ -41,6 +44,26 @@ def without_lent(environment: Mapping[str, str]) -> dict[str, str]:
     for name, value in json.loads(original.pop(LENT, "{}")).items():
         _set(original, name, value)
     return original
+
+
+def search_path(environment: Mapping[str, str]) -> str:
+    """The PATH of stage commands, which say `python`.
+
+    It is the user's own, as under `dvc repro`. But where labdag was called by its path (`.venv/bin/labdag`) and no
+    virtual environment is activated, its own comes first. One that pipx or `uv tool` has made for labdag alone never
+    does: no stage is meant to run there.
+
+    Args:
+        environment: that labdag was started with.
+    """
+    given = environment.get("PATH", os.defpath)
+    folder = Path(sys.executable).parent
+    is_there = folder in map(Path, given.split(os.pathsep))
+    is_tool = any((Path(sys.prefix) / name).exists() for name in ("pipx_metadata.json", "uv-receipt.toml"))
+    another = environment.get("VIRTUAL_ENV") or environment.get("CONDA_PREFIX")
+    if is_there or is_tool or another or sys.prefix == sys.base_prefix:
+        return given
+    return os.pathsep.join([str(folder), given])
 
 
 def keep_quiet(environment: MutableMapping[str, str]) -> None:

@@ -20,7 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from flows.environment import without_lent
+from flows.environment import search_path, without_lent
 from flows.files import exists, remove
 from flows.graph import UNCHANGED, GraphError, Pipeline, Stage, told
 from flows.journal import Journal
@@ -412,7 +412,9 @@ class Executor:
             argv = ["checkout", "--force", "--quiet"]
             process = self._dvc(argv, stage, log, paths, despite_stop=True)
             if process.code.result()[0] != 0:
-                log(f"Its last good outputs could not be put back: {_error(process.lines, 1)}")
+                lost = self.pipeline.lost(stage.name)
+                reason = f"DVC's cache has lost {', '.join(lost)}" if lost else _error(process.lines, 1)
+                log(f"Its last good outputs could not be put back: {reason}")
                 told = ""
         self.journal.end(stage.name)
         return told
@@ -503,10 +505,8 @@ class Executor:
         process.held.clear()
 
     def _environment(self, stage: Stage, mark: str) -> dict[str, str]:
-        # Stage commands say `python`: this interpreter's folder comes first, activated or not.
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         return {
-            "PATH": path,
+            "PATH": search_path(os.environ),
             "PYTHONUNBUFFERED": "1",
             "DVC_NO_ANALYTICS": "1",  # once for each stage would be a lot to report
             NOTE: str(self.journal.note(stage.name)),

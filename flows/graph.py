@@ -10,7 +10,7 @@ import posixpath
 import re
 import threading
 from collections.abc import Container, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import date, time
 from graphlib import TopologicalSorter
@@ -235,15 +235,18 @@ class Pipeline:
         self._hashes: dict[str, tuple[tuple[int, ...], Any]] = {}
         self._params: dict[str, tuple[tuple[int, ...], Any]] = {}
         self._repo = opened(root)
-        self._read()
-        self.stages = stages_of(self._repo)
-        self._refuse_dates()
+        with ExitStack() as undone:
+            undone.callback(closed, self._repo)
+            self._read()
+            self.stages = stages_of(self._repo)
+            self._refuse_dates()
+            undone.pop_all()
 
     def __enter__(self) -> Pipeline:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._repo.close()
+        closed(self._repo)
 
     def changes(self, name: str, *, allow_missing: bool = False) -> list[Change]:
         """Why the stage would not be skipped, seen for itself; empty if it is fresh.
@@ -467,6 +470,12 @@ class Pipeline:
         with self._mutex, told_by_dvc():
             outs = [out for out in self._node(name).outs if out.hash_info and out.is_in_repo]
             return {relative(self._repo, out) for out in outs}
+
+    def lost(self, name: str) -> list[str]:
+        """Paths, from the root, of the stage's outputs that dvc.lock has and DVC's cache has not, or not wholly."""
+        with self._mutex, told_by_dvc():
+            outs = [out for out in self._node(name).outs if out.hash_info and out.use_cache and out.is_in_repo]
+            return [relative(self._repo, out) for out in outs if out.changed_cache()]
 
     def hashes(self, name: str) -> dict[str, tuple[str, str]]:
         """The kind of hash and the hash of each output of the stage that dvc.lock has, by its path from the root."""
@@ -1087,12 +1096,20 @@ def opened(root: Path) -> Repo:
     Raises:
         GraphError: as `load` says.
     """
+    from flows.texts import quicken, slacken
+
+    _hide_progress()
+    with ExitStack() as undone:
+        quicken()
+        undone.callback(slacken)
+        repo = _opened(root)
+        undone.pop_all()
+    return repo
+
+
+def _opened(root: Path) -> Repo:
     from dvc.repo import Repo
 
-    from flows.texts import quicken
-
-    quicken()
-    _hide_progress()
     _config(root)
     try:
         with told_by_dvc():
@@ -1109,6 +1126,14 @@ def opened(root: Path) -> Repo:
             _check_lock(root, path)
         raise
     return repo
+
+
+def closed(repo: Repo) -> None:
+    """Be done with what `opened` gave."""
+    from flows.texts import slacken
+
+    repo.close()
+    slacken()
 
 
 def address(node: Any) -> str:

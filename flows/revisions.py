@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.git import GitError, git
-from flows.graph import GraphError, Stage, address, flat, opened, relative, stages_of, told_by_dvc, without_git
+from flows.graph import GraphError, Stage, address, closed, flat, opened, relative, stages_of, told_by_dvc, without_git
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -86,7 +86,7 @@ class History:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._repo.close()
+        closed(self._repo)
 
     def read(self, name: str) -> Revision:
         """Look at a git revision, a DVC experiment, or `workspace`.

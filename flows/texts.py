@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
@@ -44,14 +45,32 @@ READING: dict[Callable[..., Any], str] = {
 }
 _parse, _load_yaml, _whole_param_file = _yaml.parse_yaml, dvcfile.Lockfile._load_yaml, param.read_param_file
 _valid: set[str] = set()  # texts of single entries of dvc.lock
+_users = 0  # that have called `quicken`
+_mutex = threading.Lock()
 _parsed: dict[str, bytes] = {}  # what texts say, as a pickle: whoever gets it may change what he got
 
 
 def quicken() -> None:
     """Have DVC, in this process, parse each text once and of dvc.lock the entries that are asked for."""
-    dvcfile.Lockfile._load_yaml = _load_lock
-    param.read_param_file = _read_param_file
-    _yaml.parse_yaml = formats.parse_yaml = strictyaml.parse_yaml = parse
+    global _users
+    with _mutex:
+        _users += 1
+        _install(_load_lock, _read_param_file, parse)
+
+
+def slacken() -> None:
+    """Take back one `quicken`: after the last one, DVC is in this process as it was."""
+    global _users
+    with _mutex:
+        _users -= 1
+        if not _users:
+            _install(_load_yaml, _whole_param_file, _parse)
+
+
+def _install(load_lock: Any, read_param_file: Any, parse_yaml: Any) -> None:
+    dvcfile.Lockfile._load_yaml = load_lock
+    param.read_param_file = read_param_file
+    _yaml.parse_yaml = formats.parse_yaml = strictyaml.parse_yaml = parse_yaml
 
 
 def _read_param_file(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from flows.environment import without_lent
+from flows.environment import search_path, without_lent
 from flows.graph import GraphError, Pipeline, Stage
 from flows.retrained import Past
 
@@ -73,14 +72,13 @@ def outdated(pipeline: Pipeline, seen: Mapping[str, str], known: Iterable[Past])
 
 def _said(name: str, stage: Stage, folder: Path, log: Callable[[str], None]) -> str:
     """What a stage's command prints."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     seconds = stage.meta.timeout or CHECK_SECONDS
     theirs, mine = os.pipe()
     try:
         process = subprocess.Popen(
             ["sh", "-c", _ENDED_WITH_PARENT, str(stage.meta.upstream)],
             cwd=folder,
-            env=without_lent(os.environ) | {"PATH": path},
+            env=without_lent(os.environ) | {"PATH": search_path(os.environ)},
             stdin=theirs,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

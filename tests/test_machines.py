@@ -7,6 +7,7 @@ import re
 import shutil
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows import database, proxies, services
-from flows.environment import LENT, lend, without_lent
+from flows.environment import LENT, lend, search_path, without_lent
 from flows.execute import exit_of
 from flows.files import LONGEST, file_name
 from flows.graph import Stage
@@ -25,6 +26,42 @@ from tests.conftest import give_database, run, wait_for
 ONE = "stages:\n  a: {cmd: 'echo 1 > a', outs: [a]}\n"
 SOCKS = ("socks://127.0.0.1:7891/", "socks5h://127.0.0.1:7891")
 ELSEWHERE = "http://prefect.example.org/api"
+
+
+def test_python_is_the_users_own_unless_labdag_is_called_out_of_its_environment(
+    toy: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = toy("stages:\n  a: {cmd: 'python -c \"import sys; print(sys.prefix)\" > a', outs: [a]}\n")
+    labdag, mine = Path(sys.executable).parent / "labdag", tmp_path / "python"
+    mine.write_text("#!/bin/sh\necho mine\n")
+    mine.chmod(0o755)
+    bare = {"PATH": os.defpath, "VIRTUAL_ENV": "", "CONDA_PREFIX": ""}
+    for environment, expected in (
+        (bare, sys.prefix),
+        ({"PATH": os.pathsep.join([str(tmp_path), str(labdag.parent), os.defpath])}, "mine"),
+        ({"PATH": os.pathsep.join([str(tmp_path), os.defpath]), "VIRTUAL_ENV": str(tmp_path)}, "mine"),
+    ):
+        run(labdag, "run", "--force", cwd=folder, check=True, **bare | environment)
+        assert (folder / "a").read_text() == f"{expected}\n"
+
+
+@pytest.mark.parametrize("note", ["pipx_metadata.json", "uv-receipt.toml"])
+def test_no_stage_runs_in_an_environment_of_a_tool(note: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    assert search_path({"PATH": "/usr/bin"}) == f"{tmp_path / 'bin'}{os.pathsep}/usr/bin"
+    (tmp_path / note).touch()
+    assert search_path({"PATH": "/usr/bin"}) == "/usr/bin"
+
+
+def test_outputs_that_the_cache_has_lost_are_named(toy: Callable[..., Path]) -> None:
+    folder = toy("stages:\n  a: {cmd: 'cat code > a; exit $(cat code)', outs: [a], deps: [code]}\n", code="0")
+    run("labdag", "run", cwd=folder)
+    shutil.rmtree(folder / ".dvc" / "cache")
+    (folder / "a").unlink()
+    (folder / "code").write_text("3")
+    done = run("labdag", "run", cwd=folder, check=False)
+    assert "Its last good outputs could not be put back: DVC's cache has lost a" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("proxy", SOCKS)

@@ -270,6 +270,13 @@ def test_up_and_down(up: Callable[..., Up], toy: Callable[..., Path], monkeypatc
         assert f"Error: {sentence}" in run("labdag", "up", *wrong, cwd=folder, check=False).stderr
     (folder / "prefect.yaml").write_text("deployments: [{name: a}]")  # what is up stays up
     assert "entrypoint is missing" in run("labdag", "up", cwd=folder, check=False).stderr
+    build = "{prefect.deployments.steps.run_shell_script: {script: 'sh -c \"echo no space left >&2; exit 3\"'}}"
+    (folder / "prefect.yaml").write_text(f"build: [{build}]\n{FLOW}, work_pool: {{name: labdag}}}}]")
+    said = run("labdag", "up", cwd=folder, check=False).stderr
+    assert said.endswith(
+        "StepExecutionError: Encountered error while running prefect.deployments.steps.run_shell_script, for "
+        "RuntimeError: `run_shell_script` failed with error code 3: no space left\n"
+    )
     assert services.running(folder) == site.services
     told = "Error: `labdag up` has a worker for these deployments already"
     (folder / "prefect.yaml").unlink()

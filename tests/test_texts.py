@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import dpath
 import pytest
+from dvc import dvcfile
+from dvc.dependency import param
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
-from dvc.utils.serialize import YAMLFileCorruptedError, dumps_yaml, parse_yaml, parse_yaml_for_update
+from dvc.utils import serialize
+from dvc.utils.serialize import YAMLFileCorruptedError, _yaml, dumps_yaml, parse_yaml, parse_yaml_for_update
 from dvc.utils.strictyaml import YAMLValidationError
 from ruamel.yaml import YAML
 from voluptuous import Invalid
 
+from flows.graph import GraphError, Pipeline, load
 from flows.texts import Entries, at, locked, parse, read_ahead, with_entry
 
 NAMES = ["plain", "with space", "1", "a@x: y", "true", "ünïcode", "q'uote"]
@@ -173,3 +178,22 @@ def test_lock_files_edited_at_random_are_read_and_written_as_dvc_does() -> None:
             changed = parse_yaml(with_entry(text, name, {"cmd": "cat"}, "dvc.lock"), "dvc.lock")
             assert changed == theirs | {"stages": theirs["stages"] | {name: {"cmd": "cat"}}}, text
     assert 20 < plain < 180
+
+
+def test_dvc_is_as_it_was_when_nobody_reads_any_more(empty_repository: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(empty_repository, tmp_path / "labs", symlinks=True))
+    (folder / "dvc.yaml").write_text("stages:\n  a: {cmd: 'echo 1 > a', outs: [a]}\n")
+
+    def functions() -> list[Any]:
+        return [dvcfile.Lockfile._load_yaml, param.read_param_file, _yaml.parse_yaml, serialize.parse_yaml]
+
+    before = functions()
+    with Pipeline(folder), Pipeline(folder):
+        assert not set(before) & set(functions())
+        load(folder)
+        assert not set(before) & set(functions())
+    assert functions() == before
+    (folder / "dvc.yaml").write_text("stages: {a: 1}\n")
+    with pytest.raises(GraphError):
+        load(folder)
+    assert functions() == before
