@@ -178,10 +178,10 @@ def run(
     root, folder = _here()
     if quiet or verbose:  # before Prefect is loaded, which looks at it once
         lend(os.environ, PREFECT_LOGGING_LEVEL="ERROR" if quiet else "DEBUG")
-    from flows import supervisor
+    from flows import processes
 
-    if parent := os.environ.pop(supervisor.PARENT, ""):  # it is not the parent of what a stage starts
-        supervisor.end_with_parent(int(parent))
+    if parent := os.environ.pop(processes.PARENT, ""):  # it is not the parent of what a stage starts
+        processes.end_with_parent(int(parent))
     _prepare(root)
     params = _check_params(root)
     from flows import graph, summary
@@ -837,7 +837,7 @@ def _project(*, warns: bool = True) -> Path:
 
 def _here(*, warns: bool = True) -> tuple[Path, str]:
     """The root, as `_project` says, and where the user stands: a path from the root, empty at the root itself."""
-    from flows.graph import find_root
+    from flows.git import find_root
 
     start = Path.cwd()
     root = find_root(start)

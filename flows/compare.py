@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flows.graph import GraphError, Pipeline, Stage, flat
+from flows.errors import UserError
+from flows.graph import Pipeline, Stage, flat
 from flows.revisions import Record, Revision
 from flows.targets import results
 
@@ -138,7 +139,7 @@ def diff(
         everything: tell of every figure, and not of families (`meta.extremes`) only those that moved most.
 
     Raises:
-        GraphError: one of those chosen is in neither revision.
+        UserError: one of those chosen is in neither revision.
     """
     sides = [results(revision.stages) for revision in (old, new)]
     known = list(dict.fromkeys([*sides[1], *sides[0]]))
@@ -147,7 +148,7 @@ def diff(
         if target not in known:
             near = difflib.get_close_matches(target, known, n=1, cutoff=0.5)
             hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise GraphError(f"Neither {old.name} nor {new.name} has a result '{target}'.{hint}")
+            raise UserError(f"Neither {old.name} nor {new.name} has a result '{target}'.{hint}")
     lines: list[Line] = []
     for target in chosen:
         before: dict[str, Stage] = sides[0].get(target, {})

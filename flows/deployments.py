@@ -38,9 +38,10 @@ from prefect.workers.process import ProcessWorker
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from flows import retrain, server
+from flows import server
 from flows.deployed import Deployed, Record
-from flows.graph import GraphError
+from flows.endings import Ending
+from flows.errors import UserError
 from flows.worker import as_recorded
 
 FILE = "prefect.yaml"
@@ -106,33 +107,33 @@ def read(root: Path) -> list[Deployment]:
     """The deployments of a project: what its prefect.yaml says, or one for its pipeline if it has none.
 
     Raises:
-        GraphError: the file is not as it should be.
+        UserError: the file is not as it should be.
     """
     path = root / FILE
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else DEFAULT
         declared = YAML(typ="safe", pure=True).load(text)
     except (YAMLError, UnicodeDecodeError) as error:
-        raise GraphError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     entries = declared.get("deployments") if isinstance(declared, dict) else None
     if not isinstance(entries, list) or not entries:
-        raise GraphError(f"{path} has no deployments: list some under `deployments:`, each with a name and entrypoint.")
+        raise UserError(f"{path} has no deployments: list some under `deployments:`, each with a name and entrypoint.")
     return [_deployment(entry, root, f"{FILE}: deployments[{number}]") for number, entry in enumerate(entries)]
 
 
 def _deployment(entry: Any, root: Path, where: str) -> Deployment:
     for key in ("name", "entrypoint"):
         if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
-            raise GraphError(f"{where}.{key} is missing.")
+            raise UserError(f"{where}.{key} is missing.")
     found, why = _flow(entry["entrypoint"], root)
     if found is None:
-        raise GraphError(
+        raise UserError(
             f"{where}.entrypoint is '{entry['entrypoint']}', but should be a module and the flow in it, such as "
             f"flows.reproduce.reproduce, or a file and the flow in it, such as night.py:all_labs.{why}"
         )
     schedules = entry.get("schedules") or []
     if not isinstance(schedules, list):
-        raise GraphError(f"{where}.schedules is no list.")
+        raise UserError(f"{where}.schedules is no list.")
     return Deployment(
         f"{found.name}/{entry['name']}",
         found,
@@ -156,14 +157,14 @@ def _flow(entrypoint: str, root: Path) -> tuple[Flow[Any, Any] | None, str]:
 
 def _schedule(entry: Any, where: str) -> Schedule:
     if not isinstance(entry, dict) or not any(entry.get(kind) for kind in KINDS):
-        raise GraphError(f"{where} has none of {', '.join(KINDS)}; let it have one, such as `cron: 0 3 * * *`.")
+        raise UserError(f"{where} has none of {', '.join(KINDS)}; let it have one, such as `cron: 0 3 * * *`.")
     options = {key: value for key, value in entry.items() if value is not None and key != "replaces"}
     if isinstance(options.get("interval"), int | float):
         options["interval"] = timedelta(seconds=options["interval"])
     try:
         return Schedule(**options)
     except (TypeError, ValueError) as error:
-        raise GraphError(f"{where}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
 
 
 def deploy(root: Path, api: str, database: str, place: Path, declared: list[Deployment]) -> list[str]:
@@ -182,7 +183,7 @@ def deploy(root: Path, api: str, database: str, place: Path, declared: list[Depl
         The names of what the project has deployed there, this time or before.
 
     Raises:
-        GraphError: Prefect refuses a deployment, or another project has one of that name on the server.
+        UserError: Prefect refuses a deployment, or another project has one of that name on the server.
     """
     names = [each.name for each in declared]
     record = Record(place)
@@ -191,7 +192,7 @@ def deploy(root: Path, api: str, database: str, place: Path, declared: list[Depl
         for name in names:
             with suppress(ObjectNotFound):
                 if other := _other_project(client.read_deployment_by_name(name), root):
-                    raise GraphError(
+                    raise UserError(
                         f"The server at {api} has a deployment {name} already, of the project in {other}; give this "
                         f"one another name in {FILE}, or have `labdag up` take another database."
                     )
@@ -205,7 +206,7 @@ def deploy(root: Path, api: str, database: str, place: Path, declared: list[Depl
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(path)]
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise GraphError(f"{path} can't be deployed to {api}: {_cause(done.stdout, done.stderr)}")
+            raise UserError(f"{path} can't be deployed to {api}: {_cause(done.stdout, done.stderr)}")
         deployed = {}
         for each in declared:
             known = client.read_deployment_by_name(each.name)
@@ -259,7 +260,7 @@ def _other_project(deployment: DeploymentResponse, root: Path) -> Path | None:
 
 def end_dead_runs() -> None:
     """See to it that the server ends runs of which it hears no more: an automation on their signs of life."""
-    ends = ["Completed", "Failed", "Cancelled", "Crashed", *retrain.Ending]  # a state's event has the state's name
+    ends = ["Completed", "Failed", "Cancelled", "Crashed", *Ending]  # a state's event has the state's name
     wanted = AutomationCore(
         name=AUTOMATION,
         description="A run that gives no sign of life any more, and has not ended, is marked Crashed.",

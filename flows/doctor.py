@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 import psutil
 
 from flows.environment import without_lent
-from flows.graph import GraphError, Pipeline, cache_of, default_remote, link_types, problems
+from flows.errors import UserError
+from flows.graph import Pipeline, cache_of, default_remote, link_types, problems
 from flows.guard import is_loopback
 from flows.journal import Journal
 from flows.schedule import GPU, detected
@@ -106,7 +107,7 @@ def _pipeline(root: Path) -> Iterator[Finding]:
             yield Finding("pipeline", Health.GOOD, counted(len(pipeline.stages)))
             for problem in problems(pipeline.stages.values()):
                 yield Finding("meta", Health.NOTE, problem)
-    except GraphError as error:
+    except UserError as error:
         yield Finding("pipeline", Health.BAD, str(error), "Mend that first; nothing runs before.")
 
 
@@ -216,7 +217,7 @@ def _listening() -> Iterator[tuple[int, str]]:
 
 
 def _cache_folder(root: Path) -> Path:
-    with suppress(GraphError):  # told of the pipeline already
+    with suppress(UserError):  # told of the pipeline already
         return cache_of(root)
     return root / ".dvc" / "cache"
 
@@ -238,7 +239,7 @@ def _cache(root: Path, folder: Path) -> Iterator[Finding]:
     links = re.search(r"^Cache types: (.*)$", told, re.MULTILINE)
     possible = [kind.strip() for kind in links[1].split(",")] if links else []
     wanted = ""
-    with suppress(GraphError):
+    with suppress(UserError):
         wanted = ",".join(link_types(root))
     if "reflink" in possible:
         yield Finding("links", Health.GOOD, "reflink: files of the workspace take no room beside the cache's")
@@ -256,7 +257,7 @@ def _cache(root: Path, folder: Path) -> Iterator[Finding]:
 def _remote(root: Path) -> Finding:
     try:
         found = default_remote(root)
-    except GraphError as error:
+    except UserError as error:
         return Finding("remote", Health.BAD, str(error))
     if found is None:
         return Finding(

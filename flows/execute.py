@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from flows.environment import search_path, without_lent
+from flows.errors import UserError
 from flows.files import exists, remove
-from flows.graph import UNCHANGED, GraphError, Pipeline, Stage, told
+from flows.graph import UNCHANGED, Pipeline, Stage, told
 from flows.journal import Journal
+from flows.notes import NOTE, ORDER, TAINTED, WRITES
 from flows.output import Lines, Throttle
-from flows.supervisor import MARK, MESSAGE_BYTES, NOTE, ORDER, TAINTED, WRITES, sweep
+from flows.supervisor import MARK, MESSAGE_BYTES, sweep
 
 CANCELLED = 130  # the exit code of what was not even started
 CLAIMS = "LABDAG_CLAIMS"  # in the environment: the folder where runs that share a cache claim what they make
@@ -373,7 +375,7 @@ class Executor:
 
     def _missing(self, stage: Stage) -> str | None:
         """What the stage reads that nothing will make, in the words of a plan."""
-        with suppress(GraphError):
+        with suppress(UserError):
             lost = told(change for change in self.pipeline.changes(stage.name) if change.is_fatal)
             if lost and "is missing" not in lost:
                 return lost

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flows.compare import WIDE, is_number, size, styled
-from flows.graph import GraphError
+from flows.errors import UserError
 
 BLOCK = "retrain"
 EXAMPLE = "minimum: {accuracy: 0.97}"
@@ -62,20 +62,20 @@ def read(params: Any, target: str) -> Gate:
     """The gate of a target.
 
     Raises:
-        GraphError: there is none, or it is not of the form that it should be.
+        UserError: there is none, or it is not of the form that it should be.
     """
     blocks = params.get(BLOCK) if isinstance(params, Mapping) else None
     where = f"params.yaml: {BLOCK}.{target}"
     if not isinstance(blocks, Mapping) or target not in blocks:
-        raise GraphError(
+        raise UserError(
             f"{where} is missing: it says what a retrained {target} must reach, such as `{target}: {{{EXAMPLE}}}`."
         )
     try:
         gate = Gate.model_validate(blocks[target])
     except ValidationError as error:
-        raise GraphError("\n".join(f"{where}{_faulty(fault)}" for fault in error.errors())) from None
+        raise UserError("\n".join(f"{where}{_faulty(fault)}" for fault in error.errors())) from None
     if not (gate.minimum or gate.maximum or gate.may_lose or gate.may_rise or gate.better):
-        raise GraphError(f"{where} asks for nothing; let it ask for something, such as `{EXAMPLE}`.")
+        raise UserError(f"{where} asks for nothing; let it ask for something, such as `{EXAMPLE}`.")
     return gate
 
 
@@ -105,14 +105,14 @@ def judge(
         styles: formats of figures.
 
     Raises:
-        GraphError: the gate asks for a figure that the metrics don't have.
+        UserError: the gate asks for a figure that the metrics don't have.
     """
     checks = list(_bounds(gate, now, styles))
     for key, bounds in (("may_lose", gate.may_lose), ("may_rise", gate.may_rise)):
         for pattern, most in bounds.items():
             names = fnmatch.filter(now, pattern)
             if not any(is_number(now[name]) for name in names):
-                raise GraphError(_no_figure(f"{key}.{pattern}", pattern, now))
+                raise UserError(_no_figure(f"{key}.{pattern}", pattern, now))
             style = next((style for known, style in styles.items() if fnmatch.fnmatchcase(names[0], known)), "")
             how = "loses" if key == "may_lose" else "rises by"
             asked = f"{pattern} {how} no more than {size(most, style)}"
@@ -194,7 +194,7 @@ def _is_better(
 
 def _figure(where: str, name: str, now: Mapping[str, Any]) -> float:
     if not is_number(now.get(name)):
-        raise GraphError(_no_figure(where, name, now))
+        raise UserError(_no_figure(where, name, now))
     return float(now[name])
 
 

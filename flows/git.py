@@ -6,9 +6,11 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from flows.environment import without_lent
+from flows.errors import UserError
 
 
 class GitError(Exception):
@@ -96,3 +98,22 @@ def snapshot(folder: Path) -> str:
         git(folder, "read-tree", "HEAD", env=env)
         git(folder, "add", "--all", ":/", env=env)
         return f"{head} {git(folder, 'write-tree', env=env).strip()}"
+
+
+def find_root(start: Path) -> Path:
+    """The root of the DVC repository that holds `start`.
+
+    Raises:
+        UserError: there is none.
+    """
+    for folder in (start, *start.parents):
+        if (folder / ".dvc").is_dir():
+            return folder
+    with suppress(GitError):
+        root = top(start)
+        if git(root, "ls-files", ".dvc"):
+            raise UserError(f"{root} has lost its .dvc; `git checkout .dvc`, there, brings it back.")
+    raise UserError(
+        f"There is no DVC repository in {start} or above; go to the project's folder, or make this one a "
+        "repository with `git init && dvc init`."
+    )

@@ -35,10 +35,6 @@ _FILE = re.compile(r"((?:.*?/)?dvc\.yaml):.")  # at the beginning of a stage's n
 SHOWN = 40  # characters of a param's value
 
 
-class GraphError(UserError):
-    """The repository or a target is not as it should be; the text says what is wrong and what would be right."""
-
-
 @dataclass(frozen=True)
 class Out:
     """What a stage makes.
@@ -145,25 +141,6 @@ class Restorable:
     is_recorded: bool
 
 
-def find_root(start: Path) -> Path:
-    """The root of the DVC repository that holds `start`.
-
-    Raises:
-        GraphError: there is none.
-    """
-    for folder in (start, *start.parents):
-        if (folder / ".dvc").is_dir():
-            return folder
-    with suppress(GitError):
-        root = git_top(start)
-        if git(root, "ls-files", ".dvc"):
-            raise GraphError(f"{root} has lost its .dvc; `git checkout .dvc`, there, brings it back.")
-    raise GraphError(
-        f"There is no DVC repository in {start} or above; go to the project's folder, or make this one a "
-        "repository with `git init && dvc init`."
-    )
-
-
 _ahead: dict[Path, Pipeline] = {}  # pipelines that nobody has taken yet
 
 
@@ -171,7 +148,7 @@ def prepare(root: Path) -> Pipeline:
     """Open the pipeline at `root` for `take`, so that it is read once by who checks targets and who runs them.
 
     Raises:
-        GraphError: as `load` says.
+        UserError: as `load` says.
     """
     _ahead[root] = Pipeline(root)
     return _ahead[root]
@@ -181,7 +158,7 @@ def take(root: Path) -> Pipeline:
     """The pipeline at `root`, to be closed by who takes it.
 
     Raises:
-        GraphError: as `load` says.
+        UserError: as `load` says.
     """
     return _ahead.pop(root, None) or Pipeline(root)
 
@@ -190,7 +167,7 @@ def load(root: Path) -> dict[str, Stage]:
     """All stages of the repository, each after those that it depends on.
 
     Raises:
-        GraphError: dvc.yaml, params.yaml or dvc.lock can't be read; DVC's own sentence says why.
+        UserError: dvc.yaml, params.yaml or dvc.lock can't be read; DVC's own sentence says why.
     """
     with Pipeline(root) as pipeline:
         return pipeline.stages
@@ -202,7 +179,7 @@ def stale(root: Path, names: Iterable[str]) -> dict[str, str | None]:
     A stage that is fresh for itself may still rerun, when a stale one upstream changes what it reads.
 
     Raises:
-        GraphError: the repository can't be read.
+        UserError: the repository can't be read.
     """
     with Pipeline(root) as pipeline:
         return {name: told(pipeline.changes(name)) for name in names}
@@ -224,7 +201,7 @@ class Pipeline:
         allow_missing: whether data that are missing, but recorded, are taken for unchanged.
 
     Raises:
-        GraphError: as `load` says; here and in each method.
+        UserError: as `load` says; here and in each method.
     """
 
     allow_missing = False
@@ -650,7 +627,7 @@ class Pipeline:
             self._repo._reset()
             self._read()
         if name not in self._nodes:
-            raise GraphError(f"There is no stage '{name}' in the pipeline any more; it was edited during the run.")
+            raise UserError(f"There is no stage '{name}' in the pipeline any more; it was edited during the run.")
         node = self._nodes[name]
         lock = _signature(_lock_of(node.path))
         if is_read_only and lock == self._locks_read[node.path]:
@@ -706,7 +683,7 @@ class Pipeline:
                 for key in dep.params or everything:
                     for name, value in flat(_at(everything, key), key):
                         if isinstance(value, date | time):
-                            raise GraphError(
+                            raise UserError(
                                 f"{dep}: {name} is a date or a time, {value}, which DVC does not take; write it as "
                                 "text, in quotes."
                             )
@@ -798,7 +775,7 @@ def cache_of(root: Path) -> Path:
     """The folder of DVC's cache of the repository at `root`.
 
     Raises:
-        GraphError: DVC can't read the repository's settings.
+        UserError: DVC can't read the repository's settings.
     """
     return Path(_config(root)["cache"].get("dir") or root / ".dvc" / "cache").absolute()
 
@@ -807,7 +784,7 @@ def is_without_git(root: Path) -> bool:
     """Whether DVC takes the repository at `root` for one without git.
 
     Raises:
-        GraphError: DVC can't read the repository's settings.
+        UserError: DVC can't read the repository's settings.
     """
     return bool(_config(root)["core"].get("no_scm"))
 
@@ -816,7 +793,7 @@ def without_git(root: Path) -> str:
     """Why DVC knows of no commits of the repository at `root`, and what to do, as the rest of a sentence.
 
     Raises:
-        GraphError: DVC can't read the repository's settings.
+        UserError: DVC can't read the repository's settings.
     """
     if is_without_git(root):
         return (
@@ -836,7 +813,7 @@ def has_remote(root: Path) -> bool:
     """Whether DVC has a default remote, to push to.
 
     Raises:
-        GraphError: DVC can't read the repository's settings.
+        UserError: DVC can't read the repository's settings.
     """
     return bool(_config(root)["core"].get("remote"))
 
@@ -845,7 +822,7 @@ def near_remotes(root: Path) -> dict[str, Path]:
     """DVC's remotes that are declared by a path relative to the repository at `root`: where each is, by its name.
 
     Raises:
-        GraphError: DVC can't read the repository's settings.
+        UserError: DVC can't read the repository's settings.
     """
     from dvc.config_schema import RelPath
 
@@ -857,14 +834,14 @@ def default_remote(root: Path) -> tuple[str, Path | None] | None:
     """DVC's default remote, if there is one: its name, and where it is if that is a folder of this machine.
 
     Raises:
-        GraphError: DVC can't read the repository's settings, or they have no remote of that name.
+        UserError: DVC can't read the repository's settings, or they have no remote of that name.
     """
     options = _config(root)
     name = options["core"].get("remote")
     if not name:
         return None
     if name not in options["remote"]:
-        raise GraphError(f"core.remote is {name}, but there is no such remote; `dvc remote add` adds it.")
+        raise UserError(f"core.remote is {name}, but there is no such remote; `dvc remote add` adds it.")
     url = str(options["remote"][name].get("url", "")).removeprefix("file://")
     return name, Path(os.path.normpath(root / url)) if url and "://" not in url else None
 
@@ -873,7 +850,7 @@ def link_types(root: Path) -> list[str]:
     """How DVC is told to bring files from the cache into the workspace, best first; none is DVC's own way.
 
     Raises:
-        GraphError: DVC can't read the repository's settings.
+        UserError: DVC can't read the repository's settings.
     """
     return list(_config(root)["cache"].get("type") or [])
 
@@ -887,7 +864,7 @@ def share(copy: Path, cache: Path, remotes: Mapping[str, str] = MappingProxyType
         remotes: the URL of each, by its name.
 
     Raises:
-        GraphError: DVC can't read the copy's settings.
+        UserError: DVC can't read the copy's settings.
     """
     from configobj import ConfigObj
 
@@ -918,7 +895,7 @@ def _told_of_settings(root: Path) -> Iterator[None]:
         yield
     except (DvcException, Invalid, OSError, SyntaxError, TypeError) as error:  # configobj's are SyntaxErrors
         said = str(error).removeprefix("config file error: ")
-        raise GraphError(f"DVC can't read its settings, in {root / '.dvc'}/config or config.local: {said}") from None
+        raise UserError(f"DVC can't read its settings, in {root / '.dvc'}/config or config.local: {said}") from None
 
 
 def _is_run(node: Any) -> bool:
@@ -1026,13 +1003,13 @@ def told_by_dvc() -> Iterator[None]:
         yield
     except DvcException as error:
         cause = f": {error.__cause__}" if error.__cause__ else ""
-        raise GraphError(f"DVC can't read the pipeline: {error}{cause}") from None
+        raise UserError(f"DVC can't read the pipeline: {error}{cause}") from None
     except TypeError as error:  # such as a date of YAML's
         if not str(error).startswith("Unsupported value of type"):
             raise
-        raise GraphError(f"DVC can't read the pipeline: {error}; write it as text, in quotes.") from None
+        raise UserError(f"DVC can't read the pipeline: {error}; write it as text, in quotes.") from None
     except NotImplementedError:  # there is no way to work with a hash of that name
-        raise GraphError(f"dvc.lock names a kind of hash that there is not; it was broken off. {_MEND_LOCK}") from None
+        raise UserError(f"dvc.lock names a kind of hash that there is not; it was broken off. {_MEND_LOCK}") from None
 
 
 _MEND_LOCK = (
@@ -1049,7 +1026,7 @@ def _check_lock(root: Path, path: Path) -> None:
         path: of the lock file.
 
     Raises:
-        GraphError: it has conflicts, is no YAML, or not all of a lock file.
+        UserError: it has conflicts, is no YAML, or not all of a lock file.
     """
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
     from dvc.utils.serialize import YAMLFileCorruptedError, parse_yaml
@@ -1057,7 +1034,7 @@ def _check_lock(root: Path, path: Path) -> None:
 
     text, name = path.read_text(encoding="utf-8", errors="replace"), path.relative_to(root)
     if conflicts := [n for n, line in enumerate(text.splitlines(), 1) if line.startswith(("<<<<<<< ", ">>>>>>> "))]:
-        raise GraphError(
+        raise UserError(
             f"{name} has conflicts of a merge, first in line {conflicts[0]}; take one side "
             f"(`git checkout --ours {name}`) and run again: what the other side had is restored from the cache."
         )
@@ -1065,14 +1042,14 @@ def _check_lock(root: Path, path: Path) -> None:
         COMPILED_LOCKFILE_SCHEMA(parse_yaml(text, path))
     except (YAMLFileCorruptedError, Invalid):
         if text.startswith("version https://git-lfs.github.com/"):
-            raise GraphError(f"{name} is a pointer of Git LFS, not the file; `git lfs pull` fetches it.") from None
+            raise UserError(f"{name} is a pointer of Git LFS, not the file; `git lfs pull` fetches it.") from None
         if (loaded := _loaded(text)) and "schema" not in loaded and all(map(_is_entry, loaded.values())):
-            raise GraphError(
+            raise UserError(
                 f"{name} is of schema 1.0, which DVC 1 wrote and DVC 3 does not read. Have `dvc repro` of DVC 2 "
                 "rewrite it, or delete it: then `labdag run` makes all anew."
             ) from None
         mend = _MEND_LOCK.replace("dvc.lock", str(name))
-        raise GraphError(f"{name} is not as DVC has written it: it was broken off, or edited. {mend}") from None
+        raise UserError(f"{name} is not as DVC has written it: it was broken off, or edited. {mend}") from None
 
 
 def _loaded(text: str) -> dict[str, Any]:
@@ -1094,7 +1071,7 @@ def opened(root: Path) -> Repo:
     """DVC's own view of the repository at `root`, of which all files are known to be readable.
 
     Raises:
-        GraphError: as `load` says.
+        UserError: as `load` says.
     """
     from flows.texts import quicken, slacken
 
@@ -1119,9 +1096,9 @@ def _opened(root: Path) -> Repo:
                 node.path: node.dvcfile for node in repo.index.stages if node.path.endswith("dvc.yaml")
             }.values():
                 dict(file.lockfile_contents.get("stages", {}))  # each entry is checked as it is taken
-    except GraphError as error:
+    except UserError as error:
         if "is not a git repository" in str(error):
-            raise GraphError(f"DVC can't read the pipeline: {without_git(root)}") from None
+            raise UserError(f"DVC can't read the pipeline: {without_git(root)}") from None
         for path in sorted(root.rglob("dvc.lock")):  # of which DVC says less
             _check_lock(root, path)
         raise

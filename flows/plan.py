@@ -68,7 +68,7 @@ def plan(pipeline: Pipeline, stages: Mapping[str, Stage], how: How = How()) -> l
         how: it would be run.
 
     Raises:
-        flows.graph.GraphError: the pipeline can't be read.
+        flows.errors.UserError: the pipeline can't be read.
     """
     steps: dict[str, Step] = {}
     coming: dict[str, object] = {}  # what will be restored: the hash of each file and folder, by its path

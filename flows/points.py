@@ -20,7 +20,8 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
-from flows.graph import GraphError, Pipeline, flat
+from flows.errors import UserError
+from flows.graph import Pipeline, flat
 
 PARAMS = "params.yaml"
 _NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?"
@@ -89,19 +90,19 @@ def settings(texts: Iterable[str], params: Any, key: str) -> list[Setting]:
         key: of the target.
 
     Raises:
-        GraphError: a text is not of that form, or names no param.
+        UserError: a text is not of that form, or names no param.
     """
     found: dict[str, tuple[Any, ...] | Span] = {}
     for text in texts:
         name, equals, listed = text.partition("=")
         if not (name and equals and listed.strip()):
-            raise GraphError(f"-S {text} should be a param and its values, such as train.lr=0.1,0.01 or seed=1..5.")
+            raise UserError(f"-S {text} should be a param and its values, such as train.lr=0.1,0.01 or seed=1..5.")
         full = _full(name.strip(), params, key)
         if full in found:
-            raise GraphError(f"-S {text} sets {full} again; write all its values in one -S.")
+            raise UserError(f"-S {text} sets {full} again; write all its values in one -S.")
         found[full] = _values(text, listed.strip(), is_text=isinstance(_at(params, full), str))
     if not found:
-        raise GraphError("Nothing is varied: name params and their values, such as -S seed=1..5.")
+        raise UserError("Nothing is varied: name params and their values, such as -S seed=1..5.")
     return [Setting(name, _short(name, found), values) for name, values in found.items()]
 
 
@@ -109,10 +110,10 @@ def require_read(pipeline: Pipeline, names: Iterable[str], chosen: Iterable[Sett
     """See to it that each setting makes a difference.
 
     Raises:
-        GraphError: no stage reads a param.
+        UserError: no stage reads a param.
     """
     if unread := pipeline.unread(names, [setting.name for setting in chosen]):
-        raise GraphError(
+        raise UserError(
             f"Nothing of {target} reads {unread[0]}, so its value makes no difference: name it in the `params:` of the "
             "stage in dvc.yaml that does."
         )
@@ -122,14 +123,14 @@ def grid(target: str, chosen: list[Setting]) -> list[Point]:
     """All combinations of the settings' values, the last one's values changing first.
 
     Raises:
-        GraphError: a setting has more values than can be told, there are too many points, or two of one name.
+        UserError: a setting has more values than can be told, there are too many points, or two of one name.
     """
     listed: list[Sequence[Any]] = []
     for setting in chosen:
         span = setting.values
         if isinstance(span, Span):
             if not span.is_whole or span.is_log:
-                raise GraphError(
+                raise UserError(
                     f"{setting.name} is to take all values from {span.low:g} to {span.high:g}: list those to try, or "
                     "say with --trials how many a search may try."
                 )
@@ -137,14 +138,14 @@ def grid(target: str, chosen: list[Setting]) -> list[Point]:
         else:
             listed.append(span)
     if (count := math.prod(map(len, listed))) > MOST_POINTS:
-        raise GraphError(
+        raise UserError(
             f"The grid has {count:,} points, more than {MOST_POINTS:,}: list fewer values, or say with --trials how "
             "many a search may try."
         )
     points = [point(target, chosen, values) for values in itertools.product(*listed)]
     counts = Counter(each.name for each in points)
     if doubled := next((name for name, count in counts.items() if count > 1), None):
-        raise GraphError(f"Two points would be called {doubled}; a value stands there twice, or is too like another.")
+        raise UserError(f"Two points would be called {doubled}; a value stands there twice, or is too like another.")
     return points
 
 
@@ -152,13 +153,13 @@ def corners(target: str, chosen: list[Setting]) -> list[Point]:
     """The points of a search where each setting has its first value, and then its last one.
 
     Raises:
-        GraphError: two values of a setting would make two points of one name.
+        UserError: two values of a setting would make two points of one name.
     """
     for setting in chosen:
         listed = () if isinstance(setting.values, Span) else setting.values
         counts = Counter(_part(setting, value) for value in listed)
         if doubled := next((part for part, count in counts.items() if count > 1), None):
-            raise GraphError(
+            raise UserError(
                 f"Two values of {setting.name} would both be called {doubled}; a value stands there twice, or is too "
                 "like another."
             )
@@ -187,12 +188,12 @@ def read(root: Path) -> Any:
     """What params.yaml says.
 
     Raises:
-        GraphError: there is none.
+        UserError: there is none.
     """
     try:
         return YAML(typ="safe", pure=True).load((root / PARAMS).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise GraphError(f"There is no {PARAMS} in {root}, so there is nothing to vary.") from None
+        raise UserError(f"There is no {PARAMS} in {root}, so there is nothing to vary.") from None
 
 
 def write(root: Path, point: Point) -> None:
@@ -252,7 +253,7 @@ def _full(name: str, params: Any, key: str) -> str:
     alike = [leaf for leaf in near if leaf.endswith(f".{name}")] or difflib.get_close_matches(name, near, n=1)
     hint = f" {key} has {', '.join(near[:30])}." if near else ""
     hint = f" Did you mean '{alike[0]}'?" if alike else hint
-    raise GraphError(f"params.yaml has no param '{name}'.{hint}")
+    raise UserError(f"params.yaml has no param '{name}'.{hint}")
 
 
 def _blocks(params: Any, key: str, path: str = "") -> Iterable[str]:
@@ -293,24 +294,22 @@ def _values(text: str, listed: str, *, is_text: bool) -> tuple[Any, ...] | Span:
     if match := _SPAN.fullmatch(listed):
         low, high = (_number(end) for end in match.groups()[:2])
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise GraphError(f"-S {text} has an end that is no finite number.")
+            raise UserError(f"-S {text} has an end that is no finite number.")
         if high < low:
-            raise GraphError(f"-S {text} has no values: {low} is more than {high}.")
+            raise UserError(f"-S {text} has no values: {low} is more than {high}.")
         if match[3] and low <= 0:
-            raise GraphError(f"-S {text} begins at {low}, and logarithms at more than 0.")
+            raise UserError(f"-S {text} begins at {low}, and logarithms at more than 0.")
         return Span(low, high, bool(match[3]))
     try:
         yaml = YAML(typ="safe", pure=True)
         yaml.Constructor = _Texts if is_text else _Values
         values = yaml.load(f"[{listed}]")
     except (YAMLError, ValueError):  # such as a date that there is not
-        raise GraphError(f"-S {text} has values that are no YAML.") from None
+        raise UserError(f"-S {text} has values that are no YAML.") from None
     if not values:
-        raise GraphError(f"-S {text} has no values.")
+        raise UserError(f"-S {text} has no values.")
     if span := next((value for value in values if isinstance(value, str) and _SPAN.fullmatch(value)), None):
-        raise GraphError(
-            f"-S {text} has the range {span} among other values; a range stands alone, so list its values."
-        )
+        raise UserError(f"-S {text} has the range {span} among other values; a range stands alone, so list its values.")
     return tuple(values)
 
 

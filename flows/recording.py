@@ -39,7 +39,7 @@ from dvc_objects.errors import ObjectFormatError
 
 from flows import inputs
 from flows.files import replace
-from flows.supervisor import NOTE, ORDER, TAINTED, WRITES
+from flows.notes import NOTE, ORDER, TAINTED, WRITES
 from flows.texts import READING, quicken, with_entry
 
 POLL_SECONDS = 0.02  # between two tries for DVC's lock, which are half a second apart in DVC itself

@@ -12,8 +12,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.errors import UserError
 from flows.git import git
-from flows.graph import GraphError
 
 UNKNOWN = "Cannot find artifact"
 _NAME = re.compile(r"([\w./-]+:)?[a-zA-Z0-9]([\w/-]*[a-zA-Z0-9])?", re.ASCII)  # that GTO takes
@@ -38,10 +38,10 @@ def check_name(model: str) -> None:
     """See to it that a model can have versions.
 
     Raises:
-        GraphError: GTO does not take its name.
+        UserError: GTO does not take its name.
     """
     if not _NAME.fullmatch(model):
-        raise GraphError(
+        raise UserError(
             f"The artifact {model} can't be registered: GTO wants names of the letters a-z and A-Z, digits, and within "
             "them `-`, `_` and `/`; of a dvc.yaml in a folder, with the folder's path and a colon before."
         )
@@ -55,13 +55,13 @@ def versions(top: Path, model: str) -> list[Version]:
         model: the artifact's name, as GTO has it (`lenet_digits`, `sub:lenet`).
 
     Raises:
-        GraphError: GTO refuses it.
+        UserError: GTO refuses it.
     """
     done = _gto(top, "show", model, "--json")
     if done.returncode != 0:
         if UNKNOWN in done.stdout + done.stderr:
             return []
-        raise GraphError(f"The versions of {model} can't be read: {_said(done)}")
+        raise UserError(f"The versions of {model} can't be read: {_said(done)}")
     return [
         Version(each["ref"], each["version"], each["commit_hexsha"])
         for each in json.loads(done.stdout)
@@ -79,14 +79,14 @@ def register(top: Path, model: str, commit: str, message: str) -> Version:
     """Register a commit as the next version of a model: an annotated tag of the repository.
 
     Raises:
-        GraphError: GTO refuses it.
+        UserError: GTO refuses it.
     """
     done = _gto(top, "register", model, commit, "--message", message, "--simple", "true")
     if done.returncode == 0:
         for version in versions(top, model):
             if version.commit == commit:
                 return version
-    raise GraphError(f"{model} can't be registered: {_said(done)}")
+    raise UserError(f"{model} can't be registered: {_said(done)}")
 
 
 def _gto(top: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -25,8 +25,9 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
 from flows import artifacts, compare, graph, server, summary
+from flows.errors import UserError
 from flows.execute import Ending, Executor, Outcome
-from flows.git import GitError, git
+from flows.git import GitError, find_root, git
 from flows.journal import Journal, Run
 from flows.schedule import Schedule, sizes
 from flows.supervisor import sweep
@@ -127,10 +128,10 @@ def reproduce(
     Raises:
         StageFailedError: a stage failed; those that depend on it were skipped.
         RunCancelledError: the run was cancelled; its running stages were ended, the others not started.
-        flows.graph.GraphError: the pipeline can't be read or a target is unknown.
+        flows.errors.UserError: the pipeline can't be read or a target is unknown.
     """
     logger = get_run_logger()
-    folder = Path(root) if root else graph.find_root(Path.cwd())
+    folder = Path(root) if root else find_root(Path.cwd())
     journal = Journal(folder)
     run = Run.of_this_process(uuid4().hex, server.named(), str(flow_run.id))
     with ExitStack() as held:
@@ -196,7 +197,7 @@ def run_stage(
         try:
             with artifacts.Progress(stage, get_run_logger().info) as log:
                 outcome = executor.run(stage, force=force, remark=remark, log=log)
-        except graph.GraphError as error:
+        except UserError as error:
             outcome = Outcome(stage.name, Ending.FAILED, str(error))
     record(outcome)
     if outcome.ending not in summary.BAD and outcome.ending is not Ending.UNCHANGED:

@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
@@ -26,11 +25,13 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field
 
 from flows import compare, server
+from flows.endings import Ending
+from flows.errors import UserError
 from flows.files import file_name, remove, replace
 from flows.gate import Check, Gate, judge
 from flows.gate import read as read_gate
-from flows.git import GitError, git, top, uncommitted
-from flows.graph import GraphError, Pipeline, Stage, find_root, has_remote
+from flows.git import GitError, find_root, git, top, uncommitted
+from flows.graph import Pipeline, Stage, has_remote
 from flows.points import Point, Setting, Span, read, require_read, settings, write
 from flows.registry import Version, check_name, register, versions, was_registered
 from flows.reproduce import RunCancelledError, StageFailedError, reproduce
@@ -46,14 +47,6 @@ FRESH = "fresh"  # the value of a param that is to have one that it never had
 MODELS = (".safetensors", ".pt", ".pth", ".onnx", ".pkl", ".joblib", ".bin")  # how their names end
 STRAY_SECONDS = 10.0  # that a process which was killed may take to end
 SEEDS = 2**31  # fresh values are less than that
-
-
-class Ending(StrEnum):
-    """What came of a retraining; the name of its state in the UI."""
-
-    REGISTERED = "Registered"  # it passed the gate
-    NOT_REGISTERED = "NotRegistered"  # it did not
-    UP_TO_DATE = "UpToDate"  # nothing has changed since the last one
 
 
 EVENTS = {
@@ -126,7 +119,7 @@ def retrain(
         A Retraining.
 
     Raises:
-        flows.graph.GraphError: something is not as it should be: the branch, the target, a param, the gate, the data
+        flows.errors.UserError: something is not as it should be: the branch, the target, a param, the gate, the data
             upstream, DVC's remote.
         flows.reproduce.StageFailedError: a stage failed.
         flows.reproduce.RunCancelledError: the run was cancelled.
@@ -138,9 +131,9 @@ def retrain(
         # Cancelled in the UI, the run ends as it does by `kill`: with no stage left behind.
         with server.watched(run, lambda: os.kill(os.getpid(), signal.SIGTERM)):
             done = work.retrained()
-    except (GraphError, GitError, OSError, StageFailedError) as error:  # a sentence, with no traceback
+    except (UserError, GitError, OSError, StageFailedError) as error:  # a sentence, with no traceback
         _emit(run, target, "failed", str(error))
-        data = error if isinstance(error, StageFailedError) else GraphError(str(error))
+        data = error if isinstance(error, StageFailedError) else UserError(str(error))
         return server.ending(Failed(message=str(error), data=data))
     except RunCancelledError as error:
         _emit(run, target, "failed", f"cancelled: {error}")
@@ -182,7 +175,7 @@ class _Work:
         """Do it.
 
         Raises:
-            GraphError, GitError, OSError, StageFailedError, RunCancelledError: as the flow says.
+            UserError, GitError, OSError, StageFailedError, RunCancelledError: as the flow says.
         """
         commit = self._newest()
         self._tell(commit)
@@ -207,22 +200,22 @@ class _Work:
                 return git(self.root, "rev-parse", "--verify", "--quiet", f"{where}^{{commit}}").strip()
             except GitError:
                 known = git(self.root, "for-each-ref", "--format=%(refname:short)", "refs/heads").split()
-                raise GraphError(
+                raise UserError(
                     f"{self.root} has no branch '{branch}' with a commit; it has {', '.join(known) or 'none'}."
                 ) from None
         # By name only: git would take an address for one, or an option.
         if self.remote not in (known := git(self.root, "remote").split("\n")[:-1]):
-            raise GraphError(f"{self.root} has no git remote '{self.remote}'; it has {', '.join(known) or 'none'}.")
+            raise UserError(f"{self.root} has no git remote '{self.remote}'; it has {', '.join(known) or 'none'}.")
         try:
             listed = git(self.root, "ls-remote", self.remote, f"refs/heads/{branch}").split()
             if not listed:
-                raise GraphError(f"The git remote '{self.remote}' has no branch '{branch}'.")
+                raise UserError(f"The git remote '{self.remote}' has no branch '{branch}'.")
             # No ref of the repository is moved.
             git(
                 self.root, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--refmap=", self.remote, listed[1]
             )
         except GitError as error:
-            raise GraphError(f"The git remote '{self.remote}' can't be read: {error}") from None
+            raise UserError(f"The git remote '{self.remote}' can't be read: {error}") from None
         return listed[0]
 
     @contextmanager
@@ -234,7 +227,7 @@ class _Work:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise GraphError(f"Another retraining of {self.target} is at work; wait for its end.") from None
+                raise UserError(f"Another retraining of {self.target} is at work; wait for its end.") from None
             ready = place.with_name(f"{place.name}.ready")
             now = json.dumps([commit, self.values, self.remote])
             _end_strays(place)
@@ -278,7 +271,7 @@ class _Work:
             require_read(pipeline, stages, chosen, self.target)
             for name in stages:
                 if strays := pipeline.strays(name):
-                    raise GraphError(f"{name} can't be made in a clone: {strays[0]} lies outside the repository.")
+                    raise UserError(f"{name} can't be made in a clone: {strays[0]} lies outside the repository.")
             if imports := pipeline.imports(stages):
                 self.log(f"Checking upstream: {', '.join(imports)}")
                 dvc(copy, "update", *imports)
@@ -337,13 +330,13 @@ class _Work:
         """The name of the artifact to register."""
         if self.target not in results(pipeline.stages):
             known = ", ".join(results(pipeline.stages))
-            raise GraphError(f"'{self.target}' is no result that could be judged; there are {known}.")
+            raise UserError(f"'{self.target}' is no result that could be judged; there are {known}.")
         found = pipeline.artifacts(name for name, stage in stages.items() if stage.is_run)
         if self.model is not None and self.model not in found:
-            raise GraphError(f"No artifact of dvc.yaml that {self.target} makes is called '{self.model}'; "
+            raise UserError(f"No artifact of dvc.yaml that {self.target} makes is called '{self.model}'; "
                              f"there are {', '.join(found) or 'none'}.")  # fmt: skip
         if self.model is None and len(found) != 1:
-            raise GraphError(
+            raise UserError(
                 f"{self.target} makes {', '.join(found)}: say which one is to be registered, with `model`."
                 if found
                 else f"dvc.yaml has no artifact that {self.target} makes, so there is nothing to register: name its "
@@ -359,7 +352,7 @@ class _Work:
         chosen = settings(self.values, read(copy), self.target)
         for setting in chosen:
             if isinstance(setting.values, Span) or len(setting.values) != 1:
-                raise GraphError(f"{setting.name} is to have one value here; `labdag sweep` tries many.")
+                raise UserError(f"{setting.name} is to have one value here; `labdag sweep` tries many.")
         return chosen
 
     @staticmethod
@@ -417,7 +410,7 @@ class _Work:
         """The champion's metrics, from DVC's remote if they are not here.
 
         Raises:
-            GraphError: they can't be had.
+            UserError: they can't be had.
         """
         try:
             found = history.read(champion.commit)
@@ -426,11 +419,11 @@ class _Work:
                     there = at_commit(copy, champion.commit, Path(place) / "champion")
                     dvc(there, "fetch", *missing)
                 found = history.read(champion.commit)
-        except GraphError as error:
-            raise GraphError(f"The champion, {champion.tag}, can't be read. {error}") from None
+        except UserError as error:
+            raise UserError(f"The champion, {champion.tag}, can't be read. {error}") from None
         if self._figures(found) is None:
             model, _, version = champion.tag.replace("=", ":").rpartition("@")
-            raise GraphError(
+            raise UserError(
                 f"The champion, {champion.tag}, has no metrics of {self.target} to be held against; if it is of no "
                 f"use any more, take it back (`gto deprecate {model} {version}`)."
             )
@@ -476,7 +469,7 @@ class _Work:
                 if missing := [f"{ref}:{ref}" for ref in (tag, record.ref) if ref not in there]:
                     git(copy, "push", "--quiet", "--atomic", url, *missing)
             except GitError as error:
-                raise GraphError(
+                raise UserError(
                     f"{record.name} passed the gate, but the git remote '{self.remote}' does not take {version.tag}, "
                     f"so that it is not registered: {error}"
                 ) from None

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.errors import UserError
 from flows.git import GitError, git
-from flows.graph import GraphError, Stage, address, closed, flat, opened, relative, stages_of, told_by_dvc, without_git
+from flows.graph import Stage, address, closed, flat, opened, relative, stages_of, told_by_dvc, without_git
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -72,7 +73,7 @@ class History:
     """The revisions of the repository at `root`.
 
     Raises:
-        GraphError: the repository can't be read; here and in each method.
+        UserError: the repository can't be read; here and in each method.
     """
 
     def __init__(self, root: Path) -> None:
@@ -92,7 +93,7 @@ class History:
         """Look at a git revision, a DVC experiment, or `workspace`.
 
         Raises:
-            GraphError: there is no such revision, or it has no pipeline.
+            UserError: there is no such revision, or it has no pipeline.
         """
         from dvc.exceptions import NotDvcRepoError
         from dvc.repo.brancher import switch
@@ -101,29 +102,29 @@ class History:
         if name == WORKSPACE:
             return _revision(self._repo, name)
         if isinstance(self._repo.scm, NoSCM):
-            raise GraphError(f"There is no revision '{name}': {without_git(self.root)}")
+            raise UserError(f"There is no revision '{name}': {without_git(self.root)}")
         try:
             with switch(self._repo, name):
                 try:
                     return _revision(self._repo, name)
-                except GraphError as error:
-                    raise GraphError(f"In {name}: {error}") from None
+                except UserError as error:
+                    raise UserError(f"In {name}: {error}") from None
         except RevError:
             if any(stage.key == name for stage in self._stages.values()):
-                raise GraphError(
+                raise UserError(
                     f"'{name}' is a result, and no revision; `labdag diff --target {name}` shows it."
                 ) from None
-            raise GraphError(
+            raise UserError(
                 f"There is no revision '{name}': neither git (`git log --oneline`) nor DVC (`dvc exp list --all`) "
                 "knows it."
             ) from None
         except AttributeError:  # of what it takes for a commit
             with suppress(GitError):
                 if (kind := git(self.root, "cat-file", "-t", name).strip()) != "commit":
-                    raise GraphError(f"'{name}' is a {kind}, and no commit.") from None
+                    raise UserError(f"'{name}' is a {kind}, and no commit.") from None
             raise
         except NotDvcRepoError:
-            raise GraphError(f"The revision {name} has no DVC repository.") from None
+            raise UserError(f"The revision {name} has no DVC repository.") from None
 
     def repeats(self, revision: Revision, names: Iterable[str], seed: str) -> dict[Any, dict[str, Any]]:
         """The metrics of the same stages with other seeds: of DVC's experiments, and of the commits they began with.
@@ -174,7 +175,7 @@ class History:
         locks: dict[str, Any] = {}
         found = {}
         for name in names:
-            with suppress(OSError, KeyError, GitError, GraphError):
+            with suppress(OSError, KeyError, GitError, UserError):
                 found[name] = self._locked(commit, name, locks)
         return found
 

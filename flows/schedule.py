@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from flows.graph import GraphError, Stage
+from flows.errors import UserError
+from flows.graph import Stage
 
 CPU, GPU = "cpu", "gpu"
 
@@ -29,12 +30,12 @@ def sizes(stages: Mapping[str, Stage], told: Mapping[str, int]) -> dict[str, int
         told: by the user.
 
     Raises:
-        GraphError: nobody knows the resource that is told of.
+        UserError: nobody knows the resource that is told of.
     """
     there = detected()
     known = {*there, *(name for stage in stages.values() for name in stage.meta.slots)}
     if strange := [name for name in told if name not in known]:
-        raise GraphError(
+        raise UserError(
             f"No stage's meta.slots has '{strange[0]}', so it can't be limited; there are {', '.join(sorted(known))}."
         )
     return {**there, **told}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from flows.graph import GraphError
+from flows.errors import UserError
 from flows.points import FIGURES, Point, Setting, Span, point
 
 Metrics = Mapping[str, Any]
@@ -106,7 +106,7 @@ class Study:
         """Take what came of a point.
 
         Raises:
-            GraphError: it has no such metric.
+            UserError: it has no such metric.
         """
         trial = self._running[tried.name].pop(0)
         if metrics is None:
@@ -138,8 +138,8 @@ class Study:
         return point(self._target, self._settings, picked)
 
 
-def no_metric(target: str, metric: str, metrics: Metrics) -> GraphError:
+def no_metric(target: str, metric: str, metrics: Metrics) -> UserError:
     """What to say where a search is for a figure that there is not."""
     numbers = [name for name, each in metrics.items() if isinstance(each, int | float)]
     plain = [name for name in numbers if "." not in name.rpartition(":")[2]]
-    return GraphError(f"{target} has no metric '{metric}'; it has {', '.join(plain or numbers) or 'none'}.")
+    return UserError(f"{target} has no metric '{metric}'; it has {', '.join(plain or numbers) or 'none'}.")

@@ -43,7 +43,8 @@ from prefect.states import Crashed
 
 from flows import proxies, services, temporary_server
 from flows.environment import keep_quiet, lend
-from flows.graph import GraphError, find_root
+from flows.errors import UserError
+from flows.git import find_root
 from flows.temporary_server import TemporaryServer
 
 # Loggers of what Prefect says of each message that it can't deliver.
@@ -78,13 +79,13 @@ def heartbeat_seconds() -> float:
     """Seconds between two signs of life of a run: LABDAG_HEARTBEAT_SECONDS, or 60.
 
     Raises:
-        GraphError: it is no positive number.
+        UserError: it is no positive number.
     """
     text = os.environ.get("LABDAG_HEARTBEAT_SECONDS", str(HEARTBEAT_SECONDS))
     with suppress(ValueError):
         if 0 < (seconds := float(text)) < threading.TIMEOUT_MAX:
             return seconds
-    raise GraphError(f"LABDAG_HEARTBEAT_SECONDS is {text!r}, but should be a positive number of seconds.")
+    raise UserError(f"LABDAG_HEARTBEAT_SECONDS is {text!r}, but should be a positive number of seconds.")
 
 
 def address() -> str:
@@ -201,7 +202,7 @@ def about(error: Exception) -> str | None:
 
 def _about_password(url: str) -> str:
     """What to do where a server does not take the password of this process, or wants one."""
-    with suppress(GraphError):
+    with suppress(UserError):
         root = find_root(Path.cwd())
         up = services.running(root)
         if up is not None and up.api == url and up.password is services.Password.OWN:

@@ -15,7 +15,6 @@ It talks over a socket, in JSON:
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import json
@@ -31,13 +30,10 @@ from typing import Any, NoReturn
 
 import psutil
 
+from flows.processes import adopt_orphans, end_with_parent
+
 GRACE_SECONDS = 3.0
 MARK = "LABDAG_STAGE"  # in the environment of all processes of a stage
-NOTE = "LABDAG_NOTE"  # likewise: the file for notes of what the stage reads and makes
-WRITES = "LABDAG_WRITES"  # likewise: names of what its command is known to write of what it reads, as JSON
-ORDER = "LABDAG_ORDER"  # likewise: the file that says in which order new entries come in lock files
-TAINTED = "edited while it ran: "  # how DVC's error begins for a stage that must not be recorded
-PARENT = "LABDAG_PARENT"  # in the environment of a run: the process that has started it, with which it ends
 MESSAGE_BYTES = 1 << 17
 CRASHED = 255
 ROUNDS = 10  # of looking for processes to kill: one that is just being killed may have had a child
@@ -81,9 +77,6 @@ NEEDED = (
     "zc.lockfile",
 )
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
-
 
 @dataclass
 class _Child:
@@ -106,7 +99,7 @@ def main() -> None:
     # Ctrl-C and a closed terminal are for the asking process to act on.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    adopt_orphans()
     _load()
     Supervisor(control).serve()
     os._exit(0)  # there is nothing to tidy up in this process, and whoever asked may be waiting
@@ -201,9 +194,7 @@ def _become_dvc(order: dict[str, Any], output: int, supervisor: int) -> NoReturn
     code = CRASHED
     try:
         os.setsid()
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != supervisor:  # it died before it could take this one along
-            os._exit(CRASHED)
+        end_with_parent(supervisor, signal.SIGKILL)
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
@@ -284,18 +275,6 @@ def sweep(run: str) -> list[str]:
             if process.environ().get(MARK, "").startswith(f"{run}/"):
                 found.append(process)
     return list(_kill(found).values())
-
-
-def end_with_parent(parent: int) -> None:
-    """Have this process, which `parent` has started, end as by `kill` when that one does, however it ends."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it is gone already
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _prctl(option: int, value: int) -> None:
-    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 if __name__ == "__main__":

@@ -30,16 +30,17 @@ from pydantic import Field
 from flows import server
 from flows.chart import draw
 from flows.compare import figures, metrics_of
+from flows.errors import UserError
 from flows.execute import CLAIMS
 from flows.files import file_name, remove, replace
-from flows.git import GitError, git, snapshot, top
-from flows.graph import GraphError, Pipeline, Stage, find_root, take
+from flows.git import GitError, find_root, git, snapshot, top
+from flows.graph import Pipeline, Stage, take
 from flows.output import Lines
 from flows.points import Point, grid, read, require_read, settings, write
+from flows.processes import PARENT
 from flows.revisions import History, Record
 from flows.schedule import CPU, detected
 from flows.search import Grid, Search, Study, no_metric
-from flows.supervisor import PARENT
 from flows.swept import Found, PointsFailedError, Result, Sweep
 from flows.targets import select
 from flows.workspace import require_commit, save, submodules, twin
@@ -81,12 +82,12 @@ def sweep(
 
     Raises:
         PointsFailedError: a point failed; the others are recorded.
-        flows.graph.GraphError: the pipeline can't be read, the target or a param is unknown, or there is no commit.
+        flows.errors.UserError: the pipeline can't be read, the target or a param is unknown, or there is no commit.
     """
     folder = Path(root) if root else find_root(Path.cwd())
     try:
         done = _swept(folder, target, values, jobs, trials, metric, minimize)
-    except GraphError as error:  # a sentence for the user, who needs no traceback with it
+    except UserError as error:  # a sentence for the user, who needs no traceback with it
         return server.ending(Failed(message=str(error), data=error))
     if picture := draw(done, folder / ".dvc" / "tmp" / "labdag" / "charts" / f"{file_name(target)}.png"):
         get_run_logger().info("A chart of it: %s", picture)
@@ -108,7 +109,7 @@ def _swept(
         digest = pipeline.fingerprint(stages, [setting.name for setting in chosen])[:DIGITS]
         for name in stages:
             if strays := pipeline.strays(name):
-                raise GraphError(f"{name} can't be made in a copy: {strays[0]} lies outside the repository.")
+                raise UserError(f"{name} can't be made in a copy: {strays[0]} lies outside the repository.")
         base = held.enter_context(_begun(pipeline, stages, digest))
         copied = held.enter_context(Pipeline(base))
         children = held.enter_context(_Children())
@@ -174,7 +175,7 @@ def make_point(work: _Work, point: Point) -> State[Any]:
     """Make one point of a sweep; the task's state says what became of it."""
     try:
         result = work.make(point, get_run_logger().info)
-    except (GraphError, GitError, OSError) as error:
+    except (UserError, GitError, OSError) as error:
         result = Result(point, Found.FAILED, reason=str(error))
     work.results[point.name] = result
     if result.found is Found.FAILED:
@@ -232,7 +233,7 @@ class _Work:
         """Make a point, unless it is recorded already.
 
         Raises:
-            GraphError, GitError, OSError: it can't be copied or recorded.
+            UserError, GitError, OSError: it can't be copied or recorded.
         """
         if known := self.known(point):
             return known
@@ -250,7 +251,7 @@ class _Work:
             save(self.base, copy, self.stages, name, self._message(point), self.history.root, again=True)
         _, records = self._experiment(point)
         if records is None:
-            raise GraphError(f"the experiment {name} was saved, but what it holds can't be read back")
+            raise UserError(f"the experiment {name} was saved, but what it holds can't be read back")
         remove(ready)
         with suppress(OSError):  # a command may have left a process that writes there; it is recorded all the same
             remove(place)
@@ -329,11 +330,11 @@ def _begun(pipeline: Pipeline, stages: Mapping[str, Stage], digest: str) -> Iter
     """The root of a copy of the repository for a sweep, made now or by one with the same inputs that was broken off.
 
     Raises:
-        GraphError: there is no commit, something can't be copied or kept, or the same sweep is at work.
+        UserError: there is no commit, something can't be copied or kept, or the same sweep is at work.
     """
     require_commit(pipeline.root)
     if found := submodules(pipeline.root):
-        raise GraphError(
+        raise UserError(
             f"{found[0]} is a git submodule, which a sweep's experiments would lose: `labdag sweep` can't be used here."
         )
     place = pipeline.root / ".dvc" / "tmp" / "labdag" / "sweeps" / digest
@@ -342,7 +343,7 @@ def _begun(pipeline: Pipeline, stages: Mapping[str, Stage], digest: str) -> Iter
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise GraphError("Another `labdag sweep` with the same inputs is at work; wait for its end.") from None
+            raise UserError("Another `labdag sweep` with the same inputs is at work; wait for its end.") from None
         _drop_others(place)
         ready, now = place / "base.ready", snapshot(pipeline.root)
         if not ready.exists() or ready.read_text(encoding="utf-8") != now:
@@ -392,7 +393,7 @@ class _Children:
         """Start a process and be there until it ends."""
         with self._mutex:
             if self._is_over:
-                raise GraphError("the sweep was broken off")
+                raise UserError("the sweep was broken off")
             process = subprocess.Popen(
                 command,
                 cwd=folder,

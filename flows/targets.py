@@ -7,7 +7,8 @@ import fnmatch
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 
-from flows.graph import PROJECT_FILE, GraphError, Stage
+from flows.errors import UserError
+from flows.graph import PROJECT_FILE, Stage
 
 
 def select(
@@ -30,7 +31,7 @@ def select(
         single: take the targets alone.
 
     Raises:
-        GraphError: a target names nothing; the nearest name is suggested.
+        UserError: a target names nothing; the nearest name is suggested.
     """
     chosen = {name for target in targets for name in named(stages.values(), target)}
     if not targets:
@@ -54,7 +55,7 @@ def named(stages: Iterable[Stage], target: str, folder: str = "") -> list[str]:
         folder: where it is named from, a path from the repository's root.
 
     Raises:
-        GraphError: it names nothing.
+        UserError: it names nothing.
     """
     everything = list(stages)
     here = [stage for stage in everything if stage.path == posixpath.join(folder, PROJECT_FILE)]
@@ -72,7 +73,7 @@ def named(stages: Iterable[Stage], target: str, folder: str = "") -> list[str]:
     known = sorted({name for stage in here or everything for name in (stage.key, stage.group, stage.name)})
     elsewhere = next((stage for stage in everything if target in (stage.inner, stage.key, stage.group)), None)
     file = posixpath.relpath(elsewhere.path, folder or ".") if elsewhere else None
-    raise GraphError(_unknown(target, known, file))
+    raise UserError(_unknown(target, known, file))
 
 
 def _in_file(stages: Iterable[Stage], target: str, folder: str) -> list[str]:
@@ -98,7 +99,7 @@ def rooted(stages: dict[str, Stage], targets: Iterable[str], folder: str) -> lis
         folder: a path from the root; empty for the root itself.
 
     Raises:
-        GraphError: a target names nothing.
+        UserError: a target names nothing.
     """
     found: dict[str, None] = {}
     for target in targets:
@@ -119,7 +120,7 @@ def _from_root(target: str, folder: str) -> Iterator[str]:
 def _names_the_same(stages: dict[str, Stage], target: str, meant: list[str]) -> bool:
     try:
         return named(stages.values(), target) == meant
-    except GraphError:
+    except UserError:
         return False
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from flows import database, password, supervisor
+from flows import database, password, processes
 from flows.guard import LOOPBACK_NAMES, Guard
 from flows.services import home_of
 
@@ -98,7 +98,7 @@ def started(root: Path) -> TemporaryServer:
 
 def main() -> None:
     """Serve until told to end."""
-    supervisor.end_with_parent(int(sys.argv[2]))
+    processes.end_with_parent(int(sys.argv[2]))
     gc.disable()  # while all is imported, which takes a third longer with it
     try:
         with redirect_stderr(io.StringIO()):

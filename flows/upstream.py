@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from flows.environment import search_path, without_lent
-from flows.graph import GraphError, Pipeline, Stage
+from flows.errors import UserError
+from flows.graph import Pipeline, Stage
 from flows.retrained import Past
 
 DIGITS = 16  # of a digest that are enough to tell inputs apart
@@ -32,7 +33,7 @@ def signs(stages: Mapping[str, Stage], root: Path, log: Callable[[str], None]) -
         log: takes lines.
 
     Raises:
-        GraphError: it can't be taken.
+        UserError: it can't be taken.
     """
     found = {}
     for name, stage in stages.items():
@@ -94,14 +95,14 @@ def _said(name: str, stage: Stage, folder: Path, log: Callable[[str], None]) -> 
     try:
         printed, told = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        raise GraphError(f"{name}: the look upstream took more than {seconds:g} s, and was ended.") from None
+        raise UserError(f"{name}: the look upstream took more than {seconds:g} s, and was ended.") from None
     finally:
         os.close(mine)
     said = [line for line in told.splitlines() if line.strip()]
     if process.returncode != 0:
         start = next((i for i, line in enumerate(said) if line.startswith("Error: ")), len(said) - 1)
         why = "\n".join(said[start:]).removeprefix("Error: ") if said else f"it exited with {process.returncode}"
-        raise GraphError(f"{name}: the data upstream can't be taken: {why}")
+        raise UserError(f"{name}: the data upstream can't be taken: {why}")
     for line in said:
         log(f"{name}: {line}")
     return printed

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.compare import MISSING, leaves
-from flows.graph import NEVER_RUN, GraphError, Pipeline, Stage, told
+from flows.errors import UserError
+from flows.graph import NEVER_RUN, Pipeline, Stage, told
 from flows.targets import select
 from flows.workspace import isolated
 
@@ -54,7 +55,7 @@ def verify(root: Path, targets: list[str], run: Callable[[list[str], Path], obje
         run: brings stages up to date in a repository, given their names and its root.
 
     Raises:
-        GraphError: a target was never run, was recorded with another definition or other params than it has now, or by
+        UserError: a target was never run, was recorded with another definition or other params than it has now, or by
             DVC 2, or works on files outside the repository.
     """
     with Pipeline(root) as pipeline:
@@ -83,23 +84,23 @@ def _to_verify(pipeline: Pipeline, targets: list[str]) -> dict[str, Stage]:
     reasons = {name: pipeline.changes(name) for name in stages}
     never = [name for name, changes in reasons.items() if any(change.text == NEVER_RUN for change in changes)]
     if never and targets:
-        raise GraphError(f"{never[0]} was never run, so there is nothing to hold it against; `labdag run` does.")
+        raise UserError(f"{never[0]} was never run, so there is nothing to hold it against; `labdag run` does.")
     stages = {name: stage for name, stage in stages.items() if name not in never}
     if not stages:
-        raise GraphError("Nothing was ever run here, so there is nothing to verify; `labdag run` does.")
+        raise UserError("Nothing was ever run here, so there is nothing to verify; `labdag run` does.")
     for name in stages:
         edits = [change for change in reasons[name] if change.source is None and not change.of_out]
         edits = [change for change in edits if change.text != "it always runs"]
         if edits:
-            raise GraphError(
+            raise UserError(
                 f"{name} was recorded as something else: {told(edits)}. `labdag run` records it as it is now."
             )
         if strays := pipeline.strays(name):
-            raise GraphError(
+            raise UserError(
                 f"{name} can't be verified: {strays[0]} lies outside the repository, and so outside an isolated copy."
             )
         if any(kind != "md5" for kind, _ in pipeline.hashes(name).values()):
-            raise GraphError(
+            raise UserError(
                 f"{name} was recorded by DVC 2, with another kind of hash; `dvc cache migrate --dvc-files` mends that."
             )
     return stages

@@ -12,10 +12,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flows.environment import without_lent
+from flows.errors import UserError
 from flows.files import remove
 from flows.git import GitError, git
 from flows.git import top as git_top
-from flows.graph import GraphError, Pipeline, cache_of, is_without_git, near_remotes, share, without_git
+from flows.graph import Pipeline, cache_of, is_without_git, near_remotes, share, without_git
 from flows.revisions import EXPERIMENT, EXPERIMENTS
 
 CACHE = ".dvc/cache"  # of the copy
@@ -37,7 +38,7 @@ def isolated(pipeline: Pipeline, names: Iterable[str], purpose: str) -> Iterator
         purpose: a word for it, of which there can be one copy at a time.
 
     Raises:
-        GraphError: there is no git repository, another copy for this purpose is in use, or something can't be copied.
+        UserError: there is no git repository, another copy for this purpose is in use, or something can't be copied.
     """
     root = pipeline.root
     place = root / ".dvc" / "tmp" / "labdag" / purpose
@@ -46,13 +47,13 @@ def isolated(pipeline: Pipeline, names: Iterable[str], purpose: str) -> Iterator
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise GraphError(f"Another `labdag {purpose}` is at work in {root}; wait for its end.") from None
+            raise UserError(f"Another `labdag {purpose}` is at work in {root}; wait for its end.") from None
         remove(place)  # what one that was killed has left
         try:
             try:
                 copy = _copied(pipeline, list(names), place)
             except (OSError, GitError) as error:
-                raise GraphError(f"The repository can't be copied: {error}") from None
+                raise UserError(f"The repository can't be copied: {error}") from None
             yield copy
         finally:
             remove(place)
@@ -91,7 +92,7 @@ def twin(pipeline: Pipeline, names: Iterable[str], place: Path, *, is_configured
         The root of the DVC repository there.
 
     Raises:
-        GraphError: there is no git repository, or something can't be copied.
+        UserError: there is no git repository, or something can't be copied.
     """
     root = pipeline.root
     tracked = {name: stage for name in names if not (stage := pipeline.stages[name]).is_run}
@@ -104,7 +105,7 @@ def twin(pipeline: Pipeline, names: Iterable[str], place: Path, *, is_configured
             _copy(root / lock, copy / lock)
         _copy(root / ".dvc" / "config.local", copy / ".dvc" / "config.local")
     except (OSError, GitError) as error:
-        raise GraphError(f"The repository can't be copied: {error}") from None
+        raise UserError(f"The repository can't be copied: {error}") from None
     if not is_configured:
         share(copy, pipeline.cache)
     if in_cache:
@@ -124,7 +125,7 @@ def at_commit(root: Path, commit: str, place: Path) -> Path:
         The root of the DVC repository there.
 
     Raises:
-        GraphError: git or DVC refuses, or the commit has no DVC repository.
+        UserError: git or DVC refuses, or the commit has no DVC repository.
     """
     top = git_top(root)
     copy = place / root.relative_to(top)
@@ -135,9 +136,9 @@ def at_commit(root: Path, commit: str, place: Path) -> Path:
         _fill_submodules(top, place)
         refresh(root, place)
     except GitError as error:
-        raise GraphError(f"The repository can't be cloned: {error}") from None
+        raise UserError(f"The repository can't be cloned: {error}") from None
     if not (copy / ".dvc").is_dir():
-        raise GraphError(f"The commit {commit[:7]} has no DVC repository; commit what `dvc init` has made.")
+        raise UserError(f"The commit {commit[:7]} has no DVC repository; commit what `dvc init` has made.")
     _copy(root / ".dvc" / "config.local", copy / ".dvc" / "config.local")
     remotes = near_remotes(copy)
     share(copy, cache, {name: os.path.normpath(root / os.path.relpath(path, copy)) for name, path in remotes.items()})
@@ -207,7 +208,7 @@ def save(
         Its ref, and the hash of its commit.
 
     Raises:
-        GraphError, GitError: DVC or git refuses it.
+        UserError, GitError: DVC or git refuses it.
     """
     names = list(names)
     untracked = git(copy, "ls-files", "-z", "--others", "--exclude-standard").split("\0")
@@ -283,18 +284,18 @@ def require_commit(root: Path) -> None:
     """See to it that the repository has a commit.
 
     Raises:
-        GraphError: it has none, or is no git repository.
+        UserError: it has none, or is no git repository.
     """
     if is_without_git(root):
-        raise GraphError(f"Experiments belong to commits: {without_git(root)}")
+        raise UserError(f"Experiments belong to commits: {without_git(root)}")
     try:
         git_top(root)
     except GitError:
-        raise GraphError(f"Experiments belong to commits: {without_git(root)}") from None
+        raise UserError(f"Experiments belong to commits: {without_git(root)}") from None
     try:
         git(root, "rev-parse", "--verify", "--quiet", "HEAD")
     except GitError:
-        raise GraphError(
+        raise UserError(
             f"{root} has no commit, and experiments belong to one: `git add . && git commit` first."
         ) from None
 
@@ -303,7 +304,7 @@ def dvc(root: Path, *arguments: str) -> str:
     """What a DVC command prints. It sends no analytics: the process that does goes on to write in a copy's `.dvc/tmp`.
 
     Raises:
-        GraphError: it failed.
+        UserError: it failed.
     """
     done = subprocess.run(
         [sys.executable, "-m", "dvc", *arguments],
@@ -317,5 +318,5 @@ def dvc(root: Path, *arguments: str) -> str:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("ERROR: ")]
         said = (errors or lines or ["it said nothing"])[0].removeprefix("ERROR: ").removeprefix("unexpected error - ")
-        raise GraphError(f"`dvc {' '.join(arguments[: 2 if arguments[0] == 'exp' else 1])}` failed: {said}")
+        raise UserError(f"`dvc {' '.join(arguments[: 2 if arguments[0] == 'exp' else 1])}` failed: {said}")
     return done.stdout

@@ -21,7 +21,8 @@ import httpx
 import psutil
 import pytest
 
-from flows.graph import GraphError, Pipeline, Stage, cache_of, has_remote, near_remotes, share
+from flows.errors import UserError
+from flows.graph import Pipeline, Stage, cache_of, has_remote, near_remotes, share
 from flows.meta import Meta
 from flows.summary import figures, rows
 from flows.targets import results, select
@@ -508,7 +509,7 @@ def test_targets_select_stages_with_all_upstream(targets: list[str], chosen: set
 
 
 def test_a_target_of_no_stage_is_an_error() -> None:
-    with pytest.raises(GraphError, match=r"'fitt'\. Did you mean 'fit'\?"):
+    with pytest.raises(UserError, match=r"'fitt'\. Did you mean 'fit'\?"):
         select(STAGES, ["fitt"])
 
 
@@ -597,7 +598,7 @@ def test_a_report_that_is_not_there_is_told(tmp_path: Path) -> None:
 def test_settings_that_dvc_cannot_read_are_told(settings: str, said: str, toy: Callable[..., Path]) -> None:
     folder = toy("stages:\n  a: {cmd: touch x, outs: [x]}\n")
     (folder / ".dvc/config").write_text(settings)
-    with pytest.raises(GraphError, match=rf"^DVC can't read its settings, in .*/\.dvc/config or config.local: {said}"):
+    with pytest.raises(UserError, match=rf"^DVC can't read its settings, in .*/\.dvc/config or config.local: {said}"):
         Pipeline(folder)
 
 

@@ -16,9 +16,10 @@ from typing import Any
 import httpx
 import pytest
 
+from flows.errors import UserError
 from flows.gate import Gate, judge, read
 from flows.git import uncommitted
-from flows.graph import GraphError, Pipeline
+from flows.graph import Pipeline
 from flows.registry import check_name, register, versions, was_registered
 from flows.workspace import at_commit
 from tests.conftest import is_gone, run, signed_in, wait_for
@@ -438,7 +439,7 @@ def test_versions_are_numbered_and_can_be_taken_back(repository: Path) -> None:
     made = [register(repository, "sub:digits", each, "good") for each in commits[9:]]
     assert [each.tag for each in made] == ["sub=digits@v0.0.10", "sub=digits@v0.0.11"]
     assert [each.name for each in versions(repository, "sub:digits")][:2] == ["v0.0.11", "v0.0.10"]
-    with pytest.raises(GraphError, match="already registered"):
+    with pytest.raises(UserError, match="already registered"):
         register(repository, "sub:digits", commits[0], "again")
     run("gto", "deprecate", "sub:digits", "v0.0.11", cwd=repository)
     assert versions(repository, "sub:digits")[0].name == "v0.0.10"
@@ -450,7 +451,7 @@ def test_names_that_no_tag_can_have_are_told() -> None:
     for name in ("a", "sub/dir:lenet_digits", "1-b/c"):
         check_name(name)
     for name in ("", "my model", "sub dir:model", "model_", "modèle", "model.pt"):
-        with pytest.raises(GraphError, match="can't be registered: GTO wants names of"):
+        with pytest.raises(UserError, match="can't be registered: GTO wants names of"):
             check_name(name)
 
 
@@ -466,7 +467,7 @@ def test_names_that_no_tag_can_have_are_told() -> None:
 )
 def test_a_gate_that_is_wrong_is_told(block: Any, sentence: str) -> None:
     params = {"retrain": {} if block is None else {"lab": block}}
-    with pytest.raises(GraphError, match=re.escape(sentence)):
+    with pytest.raises(UserError, match=re.escape(sentence)):
         read(params, "lab")
 
 
@@ -500,5 +501,5 @@ def test_the_gate_decides(gate: Gate, champion: Any, noise: Any, is_met: list[bo
 
 
 def test_a_gate_that_asks_for_an_unknown_figure_is_told() -> None:
-    with pytest.raises(GraphError, match=r"the metrics have no such number\. Did you mean 'accuracy'"):
+    with pytest.raises(UserError, match=r"the metrics have no such number\. Did you mean 'accuracy'"):
         judge(Gate(minimum={"acuracy": 0.5}), {"accuracy": 1.0}, None, {}, {})

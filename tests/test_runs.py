@@ -15,7 +15,8 @@ from uuid import uuid4
 
 import pytest
 
-from flows.graph import GraphError, Pipeline
+from flows.errors import UserError
+from flows.graph import Pipeline
 from flows.journal import Journal, Run
 from tests.conftest import edit_params, is_gone, run, wait_for
 from tests.test_flow import FIT, PARAMS, TOY, Server
@@ -392,7 +393,7 @@ def troubles(folder: Path) -> str:
     try:
         with Pipeline(folder) as pipeline:
             return str(pipeline.changes("a"))
-    except GraphError as error:
+    except UserError as error:
         return str(error)
 
 

@@ -24,7 +24,7 @@ import pytest
 
 from flows import password, services
 from flows.deployments import read
-from flows.graph import GraphError
+from flows.errors import UserError
 from tests.conftest import STRESS, free_port, is_gone, run, signed_in, wait_for
 from tests.prefect_api import SignedIn
 from tests.test_retrain import state_of
@@ -494,7 +494,7 @@ def test_serve_runs_deployments_without_a_worker(
 )
 def test_a_prefect_yaml_that_is_wrong_is_told(text: str, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "prefect.yaml").write_text(text)
-    with pytest.raises(GraphError, match=re.escape(sentence)):
+    with pytest.raises(UserError, match=re.escape(sentence)):
         read(tmp_path)
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from flows.chart import draw
-from flows.graph import GraphError
+from flows.errors import UserError
 from flows.points import Point, corners, grid, settings, write
 from flows.search import Study
 from flows.swept import Found, Result, Sweep
@@ -114,13 +114,13 @@ def test_what_can_not_be_varied_gets_a_sentence(texts: list[str], sentence: str 
     if sentence is None:
         assert grid("a", settings(texts, KEYS, "a"))
         return
-    with pytest.raises(GraphError, match=re.escape(sentence)):
+    with pytest.raises(UserError, match=re.escape(sentence)):
         grid("a", settings(texts, KEYS, "a"))
 
 
 def test_a_search_has_no_two_values_of_one_name() -> None:
     for texts in (["lr=a b,a_b"], ["lr=1,1"]):
-        with pytest.raises(GraphError, match=r"Two values of labs\.a\.lr would both be called lr"):
+        with pytest.raises(UserError, match=r"Two values of labs\.a\.lr would both be called lr"):
             corners("a", settings(texts, KEYS, "a"))
     spaced, plain = (settings([text], KEYS, "a") for text in ("lr= 1e-3 .. 0.1 :log", "lr=1e-3..0.1:log"))
     assert spaced == plain

@@ -18,7 +18,8 @@ from dvc.utils.strictyaml import YAMLValidationError
 from ruamel.yaml import YAML
 from voluptuous import Invalid
 
-from flows.graph import GraphError, Pipeline, load
+from flows.errors import UserError
+from flows.graph import Pipeline, load
 from flows.texts import Entries, at, locked, parse, read_ahead, with_entry
 
 NAMES = ["plain", "with space", "1", "a@x: y", "true", "ünïcode", "q'uote"]
@@ -194,6 +195,6 @@ def test_dvc_is_as_it_was_when_nobody_reads_any_more(empty_repository: Path, tmp
         assert not set(before) & set(functions())
     assert functions() == before
     (folder / "dvc.yaml").write_text("stages: {a: 1}\n")
-    with pytest.raises(GraphError):
+    with pytest.raises(UserError):
         load(folder)
     assert functions() == before
