@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
-from flows import temporary_server
-from flows.environment import keep_quiet, lend
+from labdag.environment import keep_quiet, lend
+from labdag.orchestration import temporary_server
 
 INSIDE = "it looks at DVC's inside, which is in another process"
 UNKNOWN = {
@@ -80,11 +80,11 @@ def reproduce(
     from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
     from dvc.utils import relpath
 
-    from flows import graph
-    from flows import targets as named
-    from flows.execute import Ending
-    from flows.reproduce import StageFailedError
-    from flows.reproduce import reproduce as by_labdag
+    from labdag.execution.execute import Ending
+    from labdag.flows.reproduce import StageFailedError
+    from labdag.flows.reproduce import reproduce as by_labdag
+    from labdag.pipeline import graph
+    from labdag.pipeline import targets as named
 
     _called.add(_current)
     for option, reason in UNKNOWN.items():

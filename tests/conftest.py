@@ -19,7 +19,7 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from flows import password, services
+from labdag.orchestration import password, services
 from tests.prefect_api import SignedIn
 
 ROOT = Path(__file__).parents[1]
@@ -243,7 +243,7 @@ def prefect_server(prefect_home: Path, tmp_path_factory: pytest.TempPathFactory)
     with (home / "log").open("w") as log, pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_API_AUTH_STRING", secret)
         server = subprocess.Popen(
-            [sys.executable, "-P", "-m", "flows.local_server", "127.0.0.1", str(port),
+            [sys.executable, "-P", "-m", "labdag.orchestration.local_server", "127.0.0.1", str(port),
              f"--password-folder={home / 'private'}"],
             env=os.environ | {"PREFECT_HOME": str(home)} | IDLE,
             stdout=log,

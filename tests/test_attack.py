@@ -28,7 +28,7 @@ from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 from websockets.typing import Origin, Subprotocol
 
-from flows import password, services
+from labdag.orchestration import password, services
 from tests.conftest import free_port, run, wait_for
 from tests.prefect_api import SignedIn
 from tests.test_services import Up, need
@@ -101,7 +101,7 @@ def deployment(flow: str) -> dict[str, Any]:
     return {
         "name": "evil",
         "flow_id": flow,
-        "entrypoint": "flows.reproduce.reproduce",
+        "entrypoint": "labdag.flows.reproduce.reproduce",
         "work_pool_name": "labdag",
         "pull_steps": [{SHELL: {"script": "touch /tmp/labdag-was-attacked"}}],
     }
@@ -282,7 +282,7 @@ def test_the_password_stands_in_its_file_and_nowhere_else(site: Up, folder: Path
     for path in ("logs/filter", "artifacts/filter", "events/filter", "flow_runs/filter"):
         assert token.decode() not in json.dumps(site.post(path))
     lines = [" ".join(process.cmdline()) for process in psutil.process_iter() if is_readable(process)]
-    assert any("flows.local_server" in line for line in lines)
+    assert any("labdag.orchestration.local_server" in line for line in lines)
     assert not any(token.decode() in line for line in lines)
     assert f"sign in      with what `cat {place / 'password'}` prints\n" in (folder / ".said").read_text()
     (folder / ".dvc" / ".gitignore").rename(folder / "ignore")  # as after `dvc init --no-scm`
@@ -363,7 +363,7 @@ def test_a_temporary_server_has_a_password_too(toy: Callable[..., Path]) -> None
         try:
             wait_for((folder / "pid").exists, 120)
             family = psutil.Process(labdag.pid).children(recursive=True)
-            (server,) = (each for each in family if "flows.temporary_server" in each.cmdline())
+            (server,) = (each for each in family if "labdag.orchestration.temporary_server" in each.cmdline())
             (port,) = (each.laddr.port for each in server.net_connections() if each.status == psutil.CONN_LISTEN)
             api = f"http://127.0.0.1:{port}/api"
             attack(api, "0" * 32)
@@ -481,7 +481,7 @@ def test_nobody_can_take_the_port_while_the_server_loads(toy: Callable[..., Path
 
     def loads() -> bool:
         commands = (each.info["cmdline"] or () for each in psutil.process_iter(["cmdline"]))
-        return any("flows.local_server" in command and str(port) in command for command in commands)
+        return any("labdag.orchestration.local_server" in command and str(port) in command for command in commands)
 
     with subprocess.Popen(["labdag", "up", "--port", str(port)], cwd=folder, stdout=subprocess.DEVNULL) as up:
         try:

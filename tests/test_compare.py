@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.compare import Line, leaves, printed, tables
-from flows.graph import Pipeline
+from labdag.pipeline.graph import Pipeline
+from labdag.results.compare import Line, leaves, printed, tables
 from tests.conftest import run
 
 PIPELINE = """

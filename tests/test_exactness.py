@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
-from flows import graph
+from labdag.pipeline import graph
 from tests.conftest import edit_params, run, write_dag
 
 EVERY_LAB = ("build", "train", "evaluate", "plot")
@@ -208,7 +208,7 @@ EDITS: dict[str, tuple[Callable[[Path], object], set[str], set[str]]] = {
     "labs of a comparison": (compared_anew, PAIR, set()),
     "code of comparisons": (touched("stages/compare.py"), PAIR, set()),
     "schema of the whole": (touched("stages/params.py"), set(), set()),
-    "flows": (touched("flows/reproduce.py"), set(), set()),
+    "flows": (touched("labdag/flows/reproduce.py"), set(), set()),
 }
 
 

@@ -17,11 +17,11 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from flows import recording
-from flows.execute import Ending, Executor, Outcome
-from flows.files import remove
-from flows.graph import Pipeline
-from flows.journal import Journal
+from labdag.dvc_internals import recording
+from labdag.execution.execute import Ending, Executor, Outcome
+from labdag.execution.journal import Journal
+from labdag.files import remove
+from labdag.pipeline.graph import Pipeline
 from tests.conftest import is_gone, run, wait_for
 
 # One stage with an output of each kind, which goes wrong as `mood` says; it leaves what it has begun.

@@ -21,11 +21,11 @@ import httpx
 import psutil
 import pytest
 
-from flows.errors import UserError
-from flows.graph import Pipeline, Stage, cache_of, has_remote, near_remotes, share
-from flows.meta import Meta
-from flows.summary import figures, rows
-from flows.targets import results, select
+from labdag.errors import UserError
+from labdag.meta import Meta
+from labdag.pipeline.graph import Pipeline, Stage, cache_of, has_remote, near_remotes, share
+from labdag.pipeline.targets import results, select
+from labdag.results.summary import figures, rows
 from tests.conftest import edit_params, is_gone, run, signed_in, wait_for
 
 TOY = """
@@ -210,13 +210,13 @@ def test_many_stages_many_at_once(
     """The scheduler alone, with stages that end at once: 200 in chains of two, 16 at a time."""
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-    from flows import reproduce as flow
-    from flows.execute import Ending, Executor, Outcome
+    from labdag.execution.execute import Ending, Executor, Outcome
+    from labdag.flows import reproduce as flow
 
     folder = toy("stages: {}\n")
     stages = {f"s@{n}": Stage(f"s@{n}") for n in range(100)}
     stages |= {f"t@{n}": Stage(f"t@{n}", (f"s@{n}",)) for n in range(100)}
-    monkeypatch.setattr("flows.graph.stages_of", lambda _: stages)
+    monkeypatch.setattr("labdag.pipeline.graph.stages_of", lambda _: stages)
     monkeypatch.setattr(Executor, "run", lambda _, stage, **__: Outcome(stage.name, Ending.COMPLETED, "it ran"))
     # In this process the environment was read long ago.
     settings = {PREFECT_API_URL: prefect_server, PREFECT_API_AUTH_STRING: os.environ["PREFECT_API_AUTH_STRING"]}
@@ -376,7 +376,7 @@ def test_a_killed_run_takes_its_temporary_server_along(toy: Callable[..., Path])
     labdag = subprocess.Popen(["labdag", "run"], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: (folder / "pid").exists(), seconds=120)
     family = psutil.Process(labdag.pid).children(recursive=True)
-    assert any("flows.temporary_server" in part for process in family for part in process.cmdline())
+    assert any("labdag.orchestration.temporary_server" in part for process in family for part in process.cmdline())
     labdag.kill()
     labdag.wait()
     wait_for(lambda: all(is_gone(process.pid) for process in family), seconds=30)

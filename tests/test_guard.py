@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from flows.errors import UserError
-from flows.guard import LOOPBACK_NAMES, Guard, Message, is_loopback
-from flows.services import Wanted, public_url
+from labdag.errors import UserError
+from labdag.orchestration.guard import LOOPBACK_NAMES, Guard, Message, is_loopback
+from labdag.orchestration.services import Wanted, public_url
 
 PUBLIC = "https://labs.example.org"
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from flows import database, proxies, services
-from flows.environment import LENT, lend, search_path, without_lent
-from flows.execute import exit_of
-from flows.files import LONGEST, file_name
-from flows.graph import Stage
-from flows.journal import Journal
+from labdag.environment import LENT, lend, search_path, without_lent
+from labdag.execution.execute import exit_of
+from labdag.execution.journal import Journal
+from labdag.files import LONGEST, file_name
+from labdag.orchestration import database, proxies, services
+from labdag.pipeline.graph import Stage
 from tests.conftest import give_database, run, wait_for
 
 ONE = "stages:\n  a: {cmd: 'echo 1 > a', outs: [a]}\n"

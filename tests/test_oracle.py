@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from flows.graph import Pipeline
-from flows.plan import Will, plan
+from labdag.execution.plan import Will, plan
+from labdag.pipeline.graph import Pipeline
 from tests.conftest import STRESS, run
 
 EXAMPLES = int(os.environ.get("LABDAG_STRESS_DAGS", 200 if STRESS else 4))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from flows.output import LONGEST, Lines
+from labdag.execution.output import LONGEST, Lines
 
 
 def fed(*parts: bytes, seconds: float = 0.0) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.deployments import read
+from labdag.orchestration.deployments import read
 from tests.conftest import ROOT, run
 
 PAGE = (ROOT / "docs" / "own-project.md").read_text()

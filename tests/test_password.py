@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows import password, services
-from flows.deployed import Deployed, Record
-from flows.environment import lend, without_lent
-from flows.errors import UserError
+from labdag.environment import lend, without_lent
+from labdag.errors import UserError
+from labdag.orchestration import password, services
+from labdag.orchestration.deployed import Deployed, Record
 from tests.conftest import free_port, run
 
 
@@ -73,7 +73,7 @@ def test_deployments_are_recorded_by_database(tmp_path: Path) -> None:
     (tmp_path / "deployed.json").write_text(json.dumps({"": ["reproduce/lab"]}))  # as older versions did
     assert record.of("") == {"reproduce/lab": Deployed()}
     assert record.find("") is None
-    mine = Deployed("7", "flows.reproduce.reproduce", None, [{"step": {"directory": "/x"}}], {"env": {"A": "1"}})
+    mine = Deployed("7", "labdag.flows.reproduce.reproduce", None, [{"step": {"directory": "/x"}}], {"env": {"A": "1"}})
     record.write("postgresql", {"reproduce/lab": mine})
     assert record.of("postgresql") == {"reproduce/lab": mine}
     assert record.of("") == {"reproduce/lab": Deployed()}
@@ -85,11 +85,11 @@ def test_deployments_are_recorded_by_database(tmp_path: Path) -> None:
 
 CALL = """
 import os, psutil
-from flows.reproduce import reproduce
+from labdag.flows.reproduce import reproduce
 done = reproduce(targets=["one"])
 print(done.outcomes["one"].ending)
 servers = [" ".join(each.cmdline()) for each in psutil.Process().children(recursive=True)]
-assert sum("flows.temporary_server" in line for line in servers) == TEMPORARY, servers
+assert sum("labdag.orchestration.temporary_server" in line for line in servers) == TEMPORARY, servers
 assert not any("prefect.server.api.server" in line for line in servers), "Prefect's own, which is open"
 reproduce(targets=["one"])
 """

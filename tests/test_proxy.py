@@ -14,7 +14,7 @@ import httpx
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from flows import services
+from labdag.orchestration import services
 from tests.conftest import ROOT, free_port, run, wait_for
 from tests.prefect_api import SignedIn
 from tests.test_services import TOY, Up, need

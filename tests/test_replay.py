@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from flows import replay
-from flows.replay import LARGEST, Replay
+from labdag.orchestration import replay
+from labdag.orchestration.replay import LARGEST, Replay
 
 
 class Locked:

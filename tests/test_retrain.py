@@ -16,12 +16,12 @@ from typing import Any
 import httpx
 import pytest
 
-from flows.errors import UserError
-from flows.gate import Gate, judge, read
-from flows.git import uncommitted
-from flows.graph import Pipeline
-from flows.registry import check_name, register, versions, was_registered
-from flows.workspace import at_commit
+from labdag.errors import UserError
+from labdag.git import uncommitted
+from labdag.pipeline.graph import Pipeline
+from labdag.pipeline.workspace import at_commit
+from labdag.retraining.gate import Gate, judge, read
+from labdag.retraining.registry import check_name, register, versions, was_registered
 from tests.conftest import is_gone, run, signed_in, wait_for
 
 PIPELINE = """
@@ -211,7 +211,7 @@ def test_a_failure_leaves_no_trace_and_raises_an_event(repository: Path, prefect
         assert before == (state_of(repository), run("git", "for-each-ref", cwd=repository).stdout), options
     assert [path.name for path in (repository / ".dvc" / "tmp" / "labdag" / "retrain").iterdir()] == ["train.lock"]
     (repository.parent / "link").symlink_to(repository)
-    code = "from flows.retrain import retrain; retrain('nothing', root='link')"
+    code = "from labdag.flows.retrain import retrain; retrain('nothing', root='link')"
     linked = run("python", "-c", code, cwd=repository.parent, check=False)
     assert "Nothing is called 'nothing'. Did you mean 'train'?" in linked.stderr
     run("git", "update-ref", "-d", "HEAD", cwd=repository)

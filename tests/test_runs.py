@@ -15,9 +15,9 @@ from uuid import uuid4
 
 import pytest
 
-from flows.errors import UserError
-from flows.graph import Pipeline
-from flows.journal import Journal, Run
+from labdag.errors import UserError
+from labdag.execution.journal import Journal, Run
+from labdag.pipeline.graph import Pipeline
 from tests.conftest import edit_params, is_gone, run, wait_for
 from tests.test_flow import FIT, PARAMS, TOY, Server
 

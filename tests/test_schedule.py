@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.graph import Stage
-from flows.meta import Meta
-from flows.schedule import Schedule, chains, detected
+from labdag.execution.schedule import Schedule, chains, detected
+from labdag.meta import Meta
+from labdag.pipeline.graph import Stage
 
 
 def stage(name: str, *upstream: str, **slots: int) -> Stage:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.graph import Stage, load, problems
-from flows.targets import rooted, select
+from labdag.pipeline.graph import Stage, load, problems
+from labdag.pipeline.targets import rooted, select
 from tests.conftest import run
 
 NOTEBOOK = (

@@ -22,9 +22,9 @@ import httpx
 import psutil
 import pytest
 
-from flows import password, services
-from flows.deployments import read
-from flows.errors import UserError
+from labdag.errors import UserError
+from labdag.orchestration import password, services
+from labdag.orchestration.deployments import read
 from tests.conftest import STRESS, free_port, is_gone, run, signed_in, wait_for
 from tests.prefect_api import SignedIn
 from tests.test_retrain import state_of
@@ -34,7 +34,7 @@ stages:
   slow: {cmd: 'echo at work > begun; sleep 8; echo 1 > slow.txt', outs: [slow.txt]}
   last: {cmd: cat slow.txt > last.txt, deps: [slow.txt], outs: [last.txt]}
 """
-FLOW = "deployments: [{name: a, entrypoint: flows.reproduce.reproduce"
+FLOW = "deployments: [{name: a, entrypoint: labdag.flows.reproduce.reproduce"
 
 
 def need(program: str) -> str:
@@ -322,7 +322,7 @@ def test_projects_keep_out_of_each_others_way(
 ) -> None:
     folder = toy(TOY)
     one = up(folder, "--database", postgres)
-    entry = "{name: %s, entrypoint: flows.reproduce.reproduce, work_pool: {name: labdag}, schedules: [{%s}]}"
+    entry = "{name: %s, entrypoint: labdag.flows.reproduce.reproduce, work_pool: {name: labdag}, schedules: [{%s}]}"
     for name, schedule in (("daily", "interval: 86400, active: false"), ("weekly", "rrule: FREQ=WEEKLY")):
         (folder / "prefect.yaml").write_text(f"deployments: [{entry % (name, schedule)}]")
         said = run("labdag", "up", cwd=folder).stdout
@@ -349,7 +349,7 @@ def test_projects_keep_out_of_each_others_way(
     assert "weekly" in [each["name"] for each in one.post("deployments/filter")]
 
 
-ENTRY = "{name: %s, entrypoint: flows.reproduce.reproduce, work_pool: {name: labdag%s}}"
+ENTRY = "{name: %s, entrypoint: labdag.flows.reproduce.reproduce, work_pool: {name: labdag%s}}"
 
 
 @pytest.mark.timeout(600)
@@ -373,7 +373,8 @@ def test_a_run_that_starts_while_its_deployment_is_changed_is_run(
     up: Callable[..., Up], toy: Callable[..., Path]
 ) -> None:
     folder = toy("stages:\n  a: {cmd: echo 1 > a, outs: [a]}\n")
-    entry = "name: a, entrypoint: flows.reproduce.reproduce, work_pool: {name: labdag, job_variables: {env: {X: '%s'}}}"
+    pool = "{name: labdag, job_variables: {env: {X: '%s'}}}"
+    entry = f"name: a, entrypoint: labdag.flows.reproduce.reproduce, work_pool: {pool}"
     (folder / "prefect.yaml").write_text(f"deployments: [{{{entry % 1}}}]")
     site = up(folder)
     started = []
@@ -484,7 +485,7 @@ def test_serve_runs_deployments_without_a_worker(
         ("deployments: []", "has no deployments"),
         ("a: [", "is no YAML"),
         ("deployments: [{name: a}]", "deployments[0].entrypoint is missing"),
-        ("deployments: [{name: a, entrypoint: flows.retrain.nothing}]", "should be a module and the flow in it"),
+        ("deployments: [{name: a, entrypoint: labdag.flows.retrain.nothing}]", "should be a module and the flow in it"),
         ("deployments: [{name: a, entrypoint: nothing}]", "should be a module and the flow in it"),
         ("deployments: [{name: a, entrypoint: tests.nothing.flow}]", "can't be loaded: No module named"),
         (f"{FLOW}, schedules: [{{timezone: UTC}}]}}]", "schedules[0] has none of cron, interval, rrule"),
@@ -501,9 +502,9 @@ def test_a_prefect_yaml_that_is_wrong_is_told(text: str, sentence: str, tmp_path
 def test_every_parameter_of_a_flow_is_described() -> None:
     from prefect.utilities.callables import parameter_schema
 
-    from flows.reproduce import reproduce
-    from flows.retrain import retrain
-    from flows.sweep import sweep
+    from labdag.flows.reproduce import reproduce
+    from labdag.flows.retrain import retrain
+    from labdag.flows.sweep import sweep
 
     for flow in (reproduce, retrain, sweep):
         schema = parameter_schema(flow.fn).properties

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from flows.supervisor import MARK
+from labdag.execution.supervisor import MARK
 from tests.conftest import STRESS, run, wait_for
 
 REPETITIONS = 20 if STRESS else 1

@@ -17,11 +17,11 @@ import yaml  # type: ignore[import-untyped]
 from PIL import Image
 from ruamel.yaml import YAML
 
-from flows.chart import draw
-from flows.errors import UserError
-from flows.points import Point, corners, grid, settings, write
-from flows.search import Study
-from flows.swept import Found, Result, Sweep
+from labdag.errors import UserError
+from labdag.sweeping.chart import draw
+from labdag.sweeping.points import Point, corners, grid, settings, write
+from labdag.sweeping.search import Study
+from labdag.sweeping.swept import Found, Result, Sweep
 from tests.conftest import STRESS, is_gone, run, wait_for
 
 PIPELINE = """

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from rich.cells import cell_len
 
-from flows import tables
+from labdag.cli import tables
 
 RUN = [
     {

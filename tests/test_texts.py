@@ -18,9 +18,9 @@ from dvc.utils.strictyaml import YAMLValidationError
 from ruamel.yaml import YAML
 from voluptuous import Invalid
 
-from flows.errors import UserError
-from flows.graph import Pipeline, load
-from flows.texts import Entries, at, locked, parse, read_ahead, with_entry
+from labdag.dvc_internals.texts import Entries, at, locked, parse, read_ahead, with_entry
+from labdag.errors import UserError
+from labdag.pipeline.graph import Pipeline, load
 
 NAMES = ["plain", "with space", "1", "a@x: y", "true", "ünïcode", "q'uote"]
 ENTRY: dict[str, Any] = {

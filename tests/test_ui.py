@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from flows import services
+from labdag.orchestration import services
 from tests.conftest import free_port, give_database, run, wait_for
 from tests.test_services import Up, need
 

@@ -1,0 +1,1 @@
+"""Changes to DVC's own functions, in the processes that run stages, and to how it reads files."""

@@ -1,0 +1,1 @@
+"""How stages are run: in which order, in which processes, with which record of it."""

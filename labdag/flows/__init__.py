@@ -1,0 +1,1 @@
+"""The flows: bring stages up to date, sweep over values of params, retrain a model."""

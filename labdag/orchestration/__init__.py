@@ -1,0 +1,1 @@
+"""Prefect's API: servers, deployments, the worker."""

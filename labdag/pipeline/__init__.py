@@ -1,0 +1,1 @@
+"""What DVC says: stages, what they depend on, why they are stale, their revisions and workspaces."""

@@ -1,0 +1,1 @@
+"""Retraining: upstream data, the gate, the registry, and what past retrainings did."""
