@@ -208,7 +208,7 @@ EDITS: dict[str, tuple[Callable[[Path], object], set[str], set[str]]] = {
     "labs of a comparison": (compared_anew, PAIR, set()),
     "code of comparisons": (touched("stages/compare.py"), PAIR, set()),
     "schema of the whole": (touched("stages/params.py"), set(), set()),
-    "flows": (touched("labdag/flows/reproduce.py"), set(), set()),
+    "labdag": (touched("labdag/flows/reproduce.py"), set(), set()),
 }
 
 

@@ -139,16 +139,16 @@ def imported(package: str, blocked: str) -> subprocess.CompletedProcess[Any]:
 
 
 def test_stages_import_without_prefect_and_dvc() -> None:
-    assert imported("stages", "prefect,dvc,flows").stderr == ""
+    assert imported("stages", "prefect,dvc,labdag").stderr == ""
 
 
-def test_flows_import_without_torch() -> None:
-    assert imported("flows", "torch,torchvision,PIL,matplotlib,sklearn,stages").stderr == ""
+def test_labdag_imports_without_torch() -> None:
+    assert imported("labdag", "torch,torchvision,PIL,matplotlib,sklearn,stages").stderr == ""
 
 
 def test_the_block_does_block() -> None:
     assert "torch is not installed" in imported("stages", "torch").stderr
-    assert "prefect is not installed" in imported("flows", "prefect").stderr
+    assert "prefect is not installed" in imported("labdag.flows", "prefect").stderr
 
 
 def test_what_handles_no_tensors_imports_no_torch() -> None:

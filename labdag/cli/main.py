@@ -792,7 +792,7 @@ def course() -> None:
     stages = graph.load(root)
     reasons = graph.stale(root, stages)
     keys = [key for key in (*params.labs, *params.compare) if any(reasons[name] for name in select(stages, [key]))]
-    # Another process: flows/ does not import stages/.
+    # Another process: labdag does not import stages/.
     raise typer.Exit(subprocess.run([sys.executable, "-m", "stages.show.course", "--stale", *keys]).returncode)
 
 
@@ -802,7 +802,7 @@ def _reached(root: Path) -> list[Finding]:
 
     from labdag.doctor import Finding, Health
 
-    # Another process: flows/ does not import stages/.
+    # Another process: labdag does not import stages/.
     done = subprocess.run(
         [sys.executable, "-m", "stages.datasets.reach"],
         cwd=root,

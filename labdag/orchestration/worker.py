@@ -162,7 +162,7 @@ class ProjectWorker(ProcessWorker):
         """What is wrong with the project's params.yaml, if it can check it: DVC puts the names there into commands."""
         if deployed.entrypoint not in FROM_WORKSPACE or not (self._root / CHECK).is_file():
             return ""
-        command = [sys.executable, "-m", "stages.params", "check"]  # another process: flows/ does not import stages/
+        command = [sys.executable, "-m", "stages.params", "check"]  # another process: labdag does not import stages/
         done = await anyio.run_process(command, cwd=self._root, check=False)
         return "" if done.returncode == 0 else done.stderr.decode(errors="replace").strip()
 
