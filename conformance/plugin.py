@@ -80,7 +80,7 @@ def reproduce(
     from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
     from dvc.utils import relpath
 
-    from labdag.execution.execute import Ending
+    from labdag.execution.outcome import StageState
     from labdag.flows.reproduce import StageFailedError
     from labdag.flows.reproduce import reproduce as by_labdag
     from labdag.pipeline import graph
@@ -117,11 +117,11 @@ def reproduce(
         done, failure = error.reproduction, error
     self._reset()
     if failure is not None:
-        bad = [name for name, each in done.outcomes.items() if each.ending in (Ending.FAILED, Ending.TAINTED)]
+        bad = [name for name, each in done.outcomes.items() if each.ending in (StageState.FAILED, StageState.TAINTED)]
         raise ReproductionError(f"failed to reproduce {', '.join(map(repr, bad))}") from failure
     now = {graph.address(node): node for node in self.index.stages}
     names = [graph.address(node) for node in order]
-    return [now[name] for name in names if done.outcomes[name].ending is not Ending.UNCHANGED]
+    return [now[name] for name in names if done.outcomes[name].ending is not StageState.UNCHANGED]
 
 
 @pytest.hookimpl(hookwrapper=True)

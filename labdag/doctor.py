@@ -31,7 +31,8 @@ SECONDS = 60.0  # for any one program that is asked
 ANSWER_SECONDS = 5.0  # for a server to say whether it is open
 NO_PASSWORD, ANY_PAGE = "asks for no password", "answers every web page"
 FOREIGN = "http://page.example"  # the origin of no page of the UI
-SERVER = re.compile(r"prefect server start|prefect\.server\.api\.server|(flows|labdag\.orchestration)\.local_server")  # a command line
+# Command lines of Prefect servers; older versions of labdag called their own flows.local_server.
+SERVER = re.compile(r"prefect server start|prefect\.server\.api\.server|(flows|labdag\.orchestration)\.local_server")
 
 
 class Health(StrEnum):

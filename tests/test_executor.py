@@ -18,8 +18,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from labdag.dvc_internals import recording
-from labdag.execution.execute import Ending, Executor, Outcome
+from labdag.execution.execute import Executor
 from labdag.execution.journal import Journal
+from labdag.execution.outcome import Outcome, StageState
 from labdag.files import remove
 from labdag.pipeline.graph import Pipeline
 from tests.conftest import is_gone, run, wait_for
@@ -118,20 +119,20 @@ def bench(toy: Callable[..., Path]) -> Bench:
 @pytest.fixture
 def made(bench: Bench) -> Bench:
     """A bench whose stage has been run once, well."""
-    assert bench.run().ending is Ending.COMPLETED
+    assert bench.run().ending is StageState.COMPLETED
     return bench
 
 
 def test_a_stage_runs_is_left_alone_and_is_restored(bench: Bench) -> None:
     first = bench.run()
-    assert (first.ending, first.reason) == (Ending.COMPLETED, "its command ran: never run")
-    assert bench.run().ending is Ending.UNCHANGED
+    assert (first.ending, first.reason) == (StageState.COMPLETED, "its command ran: never run")
+    assert bench.run().ending is StageState.UNCHANGED
     bench.set(other=2)
-    assert bench.run().ending is Ending.UNCHANGED
+    assert bench.run().ending is StageState.UNCHANGED
     bench.set(x=2)
     second = bench.run()
-    assert (second.ending, second.reason) == (Ending.COMPLETED, "its command ran: params.yaml: x 1 → 2")
-    assert bench.run(force=True).ending is Ending.COMPLETED
+    assert (second.ending, second.reason) == (StageState.COMPLETED, "its command ran: params.yaml: x 1 → 2")
+    assert bench.run(force=True).ending is StageState.COMPLETED
     assert bench.count() == 3
     assert run("dvc", "status", cwd=bench.folder).stdout.strip() == "Data and pipelines are up to date."
 
@@ -149,13 +150,13 @@ def test_a_stage_that_fails_or_takes_too_long_gets_its_last_good_outputs_back(ma
     (made.folder / "dvc.yaml").write_text(text + "    meta: {timeout: 2}\n")
     made.set(mood=mood, x=2)
     outcome = made.run()
-    assert outcome.ending is Ending.FAILED
+    assert outcome.ending is StageState.FAILED
     assert outcome.reason == ("no luck" if mood == "fail" else "it took longer than its timeout of 2 s")
     assert made.outs() == before
     assert (made.folder / "dvc.lock").read_text() == lock
     assert Journal(made.folder).unfinished() == []
     made.set(mood="well", x=1)
-    assert made.run().ending is Ending.UNCHANGED
+    assert made.run().ending is StageState.UNCHANGED
     if mood == "sleep":
         assert all(map(is_gone, made.pids()))
 
@@ -165,15 +166,15 @@ def test_an_output_that_persists_is_left_to_its_stage(toy: Callable[..., Path]) 
     bench = Bench(
         toy(f"stages:\n  make: {{cmd: {command}, deps: [data], outs: [log.txt: {{persist: true}}]}}\n", data="1")
     )
-    assert bench.run().ending is Ending.COMPLETED
+    assert bench.run().ending is StageState.COMPLETED
     (bench.folder / "data").write_text("2")
-    assert bench.run().ending is Ending.FAILED
+    assert bench.run().ending is StageState.FAILED
     assert (bench.folder / "log.txt").read_text() == "more\nmore\n"
 
 
 def test_of_a_stage_that_never_succeeded_nothing_half_written_is_left(bench: Bench) -> None:
     bench.set(mood="fail")
-    assert bench.run().ending is Ending.FAILED
+    assert bench.run().ending is StageState.FAILED
     assert bench.outs() == {}
 
 
@@ -186,7 +187,7 @@ def test_a_stop_ends_a_stage_with_all_its_processes_within_five_seconds(made: Be
     wait_for(lambda: all(map(is_gone, made.pids())))
     assert time.monotonic() - asked < 5
     thread.join()
-    assert [outcome.ending for outcome in outcomes] == [Ending.CANCELLED]
+    assert [outcome.ending for outcome in outcomes] == [StageState.CANCELLED]
     assert made.outs() == before
 
 
@@ -200,7 +201,7 @@ def test_who_stops_a_run_twice_gets_the_last_good_outputs_back_too(made: Bench) 
     time.sleep(0.1)
     made.running.stop()
     thread.join()
-    assert [outcome.ending for outcome in outcomes] == [Ending.CANCELLED]
+    assert [outcome.ending for outcome in outcomes] == [StageState.CANCELLED]
     assert made.outs() == before
 
 
@@ -215,16 +216,16 @@ def test_whoever_is_killed_takes_the_stage_along_and_it_can_run_again(made: Benc
     supervisor = psutil.Process(dvc.ppid())
     {"dvc": dvc, "supervisor": supervisor, "command": command}[victim].kill()
     thread.join(30)
-    assert [outcome.ending for outcome in outcomes] == [Ending.FAILED]
+    assert [outcome.ending for outcome in outcomes] == [StageState.FAILED]
     wait_for(lambda: all(is_gone(int(pid)) for pid in (made.folder.parent / "killed").read_text().split()))
     assert made.outs() == before
     made.set(mood="well")
-    assert made.run().ending is Ending.COMPLETED
+    assert made.run().ending is StageState.COMPLETED
 
 
 def test_processes_that_a_command_leaves_behind_are_ended(bench: Bench) -> None:
     bench.set(mood="leave")
-    assert bench.run().ending is Ending.COMPLETED
+    assert bench.run().ending is StageState.COMPLETED
     assert "Its command left processes running, which were ended: sleep." in bench.lines
     assert not [process for process in psutil.process_iter(["cmdline"]) if process.info["cmdline"] == ["sleep", "1002"]]
 
@@ -232,7 +233,7 @@ def test_processes_that_a_command_leaves_behind_are_ended(bench: Bench) -> None:
 def test_a_failed_stage_is_tried_again_as_often_as_it_says(bench: Bench) -> None:
     (bench.folder / "dvc.yaml").write_text(ONE + "    meta: {retries: 2, retry_delay: 0.1}\n")
     bench.set(mood="twice")
-    assert bench.run().ending is Ending.COMPLETED
+    assert bench.run().ending is StageState.COMPLETED
     assert bench.count() == 3
     assert "Try 2 of 3 comes in 0.1 s." in bench.lines
 
@@ -248,7 +249,7 @@ def test_a_stage_whose_inputs_are_edited_while_it_runs_is_not_recorded_but_runs_
     (made.folder.parent / "go").touch()
     thread.join()
     edited = "x of params.yaml" if edit == "param" else "data.txt"
-    assert [outcome.ending for outcome in outcomes] == [Ending.COMPLETED]
+    assert [outcome.ending for outcome in outcomes] == [StageState.COMPLETED]
     assert outcomes[0].reason.endswith(f"run twice, for it was edited while it ran: {edited}")
     assert f"Tainted: it was edited while it ran: {edited}. Nothing of it is recorded; it runs again." in made.lines
     assert made.count() == 3
@@ -285,7 +286,7 @@ def test_a_stage_whose_inputs_are_edited_twice_fails_and_says_why(made: Bench) -
     edits = "import os; path = 'make.py' if os.path.exists('again') else 'data.txt'; open('again', 'w')\n"
     (made.folder / "make.py").write_text(f"{MAKE}{edits}open(path, 'a').write('#')\n")
     outcome = made.run()
-    assert outcome.ending is Ending.TAINTED
+    assert outcome.ending is StageState.TAINTED
     assert outcome.reason == (
         "edited while it ran: make.py; the first time it was edited while it ran: data.txt. "
         "Leave what it reads alone, and run it again."
@@ -307,8 +308,8 @@ def test_what_was_finished_but_not_recorded_is_recorded_and_not_run_again(made: 
         wait_for(lambda: note.exists() and "made" in json.loads(note.read_text()))
         psutil.Process(executor._supervisor.pid).children()[0].kill()
         thread.join()
-    assert [outcome.ending for outcome in outcomes] == [Ending.RECOVERED]
-    assert made.run().ending is Ending.UNCHANGED
+    assert [outcome.ending for outcome in outcomes] == [StageState.RECOVERED]
+    assert made.run().ending is StageState.UNCHANGED
     assert made.count() == 2
     assert made.outs()["out.txt"] == "2 data"
     assert run("dvc", "status", cwd=made.folder).stdout.strip() == "Data and pipelines are up to date."
@@ -321,7 +322,7 @@ def test_what_was_finished_but_not_recorded_is_looked_for_in_a_copy_of_the_repos
     copy = Bench(Path(shutil.copytree(made.folder, made.folder.parent / "copy")))
     remove(copy.folder / "out.txt")
     (copy.folder / "out.txt").write_text("MINE")
-    assert copy.run().ending is Ending.CACHED
+    assert copy.run().ending is StageState.CACHED
     assert copy.outs() == made.outs()
 
 
@@ -335,7 +336,7 @@ def test_a_spoilt_object_in_the_cache_is_dropped_and_what_it_was_is_made_anew(ma
     spoilt.write_text("spoilt")
     spoilt.chmod(0o444)
     remove(made.folder / out)
-    assert made.run().ending is Ending.COMPLETED
+    assert made.run().ending is StageState.COMPLETED
     assert any("is spoilt; it is dropped." in line for line in made.lines)
     assert made.outs() == before
     assert (made.folder / "dvc.lock").read_bytes() == lock
@@ -348,7 +349,7 @@ def test_the_lock_file_of_files_in_use_broken_off_is_mended(made: Bench) -> None
     (made.folder / ".dvc/tmp/rwlock").write_text('{"write": {')
     (made.folder.parent / "go").touch()
     thread.join()
-    assert [outcome.ending for outcome in outcomes] == [Ending.RECOVERED]
+    assert [outcome.ending for outcome in outcomes] == [StageState.RECOVERED]
     assert made.count() == 2
     assert run("dvc", "status", cwd=made.folder).stdout.strip() == "Data and pipelines are up to date."
 
@@ -362,7 +363,7 @@ def test_a_stage_waits_for_another_dvc_command_on_its_files(made: Bench) -> None
     (made.folder.parent / "go").touch()
     thread.join()
     assert other.wait() == 0
-    assert [outcome.ending for outcome in outcomes] == [Ending.UNCHANGED]
+    assert [outcome.ending for outcome in outcomes] == [StageState.UNCHANGED]
     assert made.count() == 2
 
 
@@ -372,7 +373,7 @@ def test_progress_bars_arrive_now_and_then_and_floods_are_dammed(toy: Callable[.
         "print('\\rdone')\nfor n in range(5000): print('line', n)\nopen('out', 'w')"
     )
     bench = Bench(toy("stages:\n  make: {cmd: python s.py, deps: [s.py], outs: [out]}\n", **{"s.py": script}))
-    assert bench.run().ending is Ending.COMPLETED
+    assert bench.run().ending is StageState.COMPLETED
     assert "done" in bench.lines
     assert len([line for line in bench.lines if line.endswith("/5000")]) <= 2
     assert len(bench.lines) < 1000
@@ -399,11 +400,11 @@ def test_what_dvc_does_not_make_is_never_touched(made: Bench, kind: str) -> None
         executor.clean(stage, made.lines.append)
         executor.stop()
         outcome = executor.run(stage, log=made.lines.append)
-    assert (outcome.ending, outcome.reason) == (Ending.CANCELLED, "cancelled")
+    assert (outcome.ending, outcome.reason) == (StageState.CANCELLED, "cancelled")
     assert path.read_text() == "edited by hand"
     path.unlink()
     outcome = made.run(name)
-    assert outcome.ending is Ending.FAILED
+    assert outcome.ending is StageState.FAILED
     assert not path.exists()
 
 
@@ -429,13 +430,13 @@ def test_a_stage_cancelled_between_two_tries_is_cancelled(bench: Bench) -> None:
         wait_for(lambda: any("comes in 1000 s" in line for line in bench.lines))
         executor.stop()
         thread.join(5)
-    assert [outcome.ending for outcome in outcomes] == [Ending.CANCELLED]
+    assert [outcome.ending for outcome in outcomes] == [StageState.CANCELLED]
 
 
 def test_a_frozen_stage_is_recorded_as_it_is_and_not_said_to_have_run(made: Bench) -> None:
     (made.folder / "dvc.yaml").write_text(ONE + "    frozen: true\n")
     (made.folder / "out.txt").write_text("mine")
     outcome = made.run()
-    assert (outcome.ending, made.count()) == (Ending.RECORDED, 1)
+    assert (outcome.ending, made.count()) == (StageState.RECORDED, 1)
     assert outcome.reason == "no command of it was to be run; recorded as it is: out.txt is not what it made"
     assert run("dvc", "status", cwd=made.folder).stdout.strip() == "Data and pipelines are up to date."

@@ -210,20 +210,21 @@ def test_many_stages_many_at_once(
     """The scheduler alone, with stages that end at once: 200 in chains of two, 16 at a time."""
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-    from labdag.execution.execute import Ending, Executor, Outcome
+    from labdag.execution.execute import Executor
+    from labdag.execution.outcome import Outcome, StageState
     from labdag.flows import reproduce as flow
 
     folder = toy("stages: {}\n")
     stages = {f"s@{n}": Stage(f"s@{n}") for n in range(100)}
     stages |= {f"t@{n}": Stage(f"t@{n}", (f"s@{n}",)) for n in range(100)}
     monkeypatch.setattr("labdag.pipeline.graph.stages_of", lambda _: stages)
-    monkeypatch.setattr(Executor, "run", lambda _, stage, **__: Outcome(stage.name, Ending.COMPLETED, "it ran"))
+    monkeypatch.setattr(Executor, "run", lambda _, stage, **__: Outcome(stage.name, StageState.COMPLETED, "it ran"))
     # In this process the environment was read long ago.
     settings = {PREFECT_API_URL: prefect_server, PREFECT_API_AUTH_STRING: os.environ["PREFECT_API_AUTH_STRING"]}
     with temporary_settings(settings):
         done = flow.reproduce(jobs=16, root=str(folder))
     assert isinstance(done, flow.Reproduction)
-    assert [outcome.ending for outcome in done.outcomes.values()] == [Ending.COMPLETED] * 200
+    assert [outcome.ending for outcome in done.outcomes.values()] == [StageState.COMPLETED] * 200
 
 
 def test_a_failed_stage_stops_what_depends_on_it_and_nothing_else(pipeline: Path, server: Server) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from dvc.repo import Repo
 
+from labdag.execution.outcome import StageState
 from stages import params
 from tests.conftest import ROOT, edit_params, run
 
@@ -168,3 +169,10 @@ def test_the_shipped_labs_name_their_best_models_as_artifacts() -> None:
     assert {"lenet_digits", "lenet_mnist"} <= artifacts.keys() <= labs
     for lab, artifact in artifacts.items():
         assert artifact.path == f"results/{lab}/best.safetensors"
+
+
+def test_readme_lists_every_state_of_a_stage() -> None:
+    text = (ROOT / "README.md").read_text()
+    (listed,) = re.findall(r"state that says what happened, and why: (.*?)\. A run in which", text, re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", listed)) == set(StageState)
+    assert not any(state.is_failure and state.is_reused for state in StageState)

@@ -16,7 +16,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from labdag.dvc_internals.notes import NOTE, ORDER, TAINTED, WRITES
 from labdag.environment import search_path, without_lent
 from labdag.errors import UserError
 from labdag.execution.journal import Journal
+from labdag.execution.outcome import Outcome, StageState
 from labdag.execution.output import Lines, Throttle
 from labdag.execution.supervisor import MARK, MESSAGE_BYTES, sweep
 from labdag.files import exists, remove
@@ -58,37 +58,6 @@ BLOCKED = ("is busy, it is being blocked by", "RWLock-file", "Unable to acquire 
 UNSAVED = ("[Errno", "database or disk is full", "disk I/O error", "readonly database", "failed to link", *BLOCKED)
 
 
-class Ending(StrEnum):
-    """How a stage ended."""
-
-    UNCHANGED = "Unchanged"  # nothing that it reads changed
-    CACHED = "Cached"  # restored from DVC's cache
-    COMPLETED = "Completed"  # its command ran
-    RECORDED = "Recorded"  # it has no command to run, or is frozen: what is there was recorded
-    RECOVERED = "Recovered"  # its command had run before, and DVC records only now what it made
-    TAINTED = "Tainted"  # what it reads was edited while it ran, and again the second time
-    FAILED = "Failed"
-    SKIPPED = "Skipped"  # something upstream failed
-    CANCELLED = "Cancelled"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a stage.
-
-    Attributes:
-        stage: its name.
-        ending: how it ended.
-        reason: one sentence about it, or the error in the stage's own words.
-        seconds: wall-clock time.
-    """
-
-    stage: str
-    ending: Ending
-    reason: str
-    seconds: float = 0.0
-
-
 @dataclass
 class _Process:
     """A DVC process of the supervisor's.
@@ -107,7 +76,7 @@ class _Process:
     code: Future[tuple[int, list[str]]] = field(default_factory=Future)
     lines: list[str] = field(default_factory=list)
     held: list[str] = field(default_factory=list)
-    why: Ending | None = None
+    why: StageState | None = None
 
 
 _ahead: list[tuple[subprocess.Popen[bytes], socket.socket]] = []  # supervisors that nobody uses yet
@@ -174,7 +143,7 @@ class Executor:
         with self._mutex:
             running = [n for n, process in self._processes.items() if not (process.is_spared or process.code.done())]
         for number in running:
-            self._stop(number, Ending.CANCELLED)
+            self._stop(number, StageState.CANCELLED)
 
     def run(
         self, stage: Stage, *, force: bool = False, remark: str = "", log: Callable[[str], None] = print
@@ -195,12 +164,12 @@ class Executor:
     def _run(self, stage: Stage, force: bool, remark: str, log: Callable[[str], None]) -> Outcome:
         outcome = self._recover(stage, force, log) or self._reproduce(stage, force, remark, log)
         tries = 0
-        while outcome.ending is Ending.FAILED and tries < stage.meta.retries:
+        while outcome.ending is StageState.FAILED and tries < stage.meta.retries:
             tries += 1
             log(f"It failed: {outcome.reason}")
             log(f"Try {tries + 1} of {stage.meta.retries + 1} comes in {stage.meta.retry_delay:g} s.")
             if self._stopped.wait(stage.meta.retry_delay):
-                outcome = Outcome(stage.name, Ending.CANCELLED, f"cancelled before its next try; {outcome.reason}")
+                outcome = Outcome(stage.name, StageState.CANCELLED, f"cancelled before its next try; {outcome.reason}")
                 break
             outcome = self._recover(stage, force, log) or self._reproduce(stage, force, remark, log)
         return outcome
@@ -258,14 +227,15 @@ class Executor:
 
     def _commit(self, stage: Stage, log: Callable[[str], None], writes: list[str]) -> Outcome | None:
         process = self._dvc(["commit", "--force"], stage, log, writes=writes)
-        if process.why is Ending.CANCELLED:
-            return Outcome(stage.name, Ending.CANCELLED, "cancelled while it was being recorded")
+        if process.why is StageState.CANCELLED:
+            return Outcome(stage.name, StageState.CANCELLED, "cancelled while it was being recorded")
         if process.code.result()[0] == 0:
             self.journal.end(stage.name)
-            return Outcome(stage.name, Ending.RECOVERED, "its command had finished before; recorded without running it")
+            reason = "its command had finished before; recorded without running it"
+            return Outcome(stage.name, StageState.RECOVERED, reason)
         said = "\n".join(process.lines)
         if any(sign in said for sign in UNSAVED):
-            return Outcome(stage.name, Ending.FAILED, self._unsaved(stage, process.lines))
+            return Outcome(stage.name, StageState.FAILED, self._unsaved(stage, process.lines))
         self._restore(stage, log)
         return None
 
@@ -275,17 +245,17 @@ class Executor:
         while True:
             reason = "it was told to run" if force else told(self.pipeline.changes(stage.name))
             if reason is None and taint is None:
-                return Outcome(stage.name, Ending.UNCHANGED, UNCHANGED)
+                return Outcome(stage.name, StageState.UNCHANGED, UNCHANGED)
             if taint is None:
                 self.journal.log(stage.name).unlink(missing_ok=True)
                 if remark:
                     log(remark)
             # What was edited in both tries, its command writes itself.
             outcome, wrote = self._attempt(stage, force, reason, log, [*known, *first])
-            if outcome.ending is not Ending.TAINTED:
-                if outcome.ending is Ending.COMPLETED:
+            if outcome.ending is not StageState.TAINTED:
+                if outcome.ending is StageState.COMPLETED:
                     self._note_writes(stage, wrote, log)
-                if taint and outcome.ending in (Ending.COMPLETED, Ending.CACHED):
+                if taint and outcome.ending in (StageState.COMPLETED, StageState.CACHED):
                     return replace(outcome, reason=f"{outcome.reason}; run twice, for it was {taint}")
                 return outcome
             if taint is not None:
@@ -333,28 +303,28 @@ class Executor:
             if "made" in note and self._is_untouched(stage):
                 log("Its command has finished, but DVC could not record it; recording it again.")
                 recorded = self._commit(stage, log, writes)
-                return recorded or Outcome(stage.name, Ending.FAILED, _error(process.lines, code)), []
+                return recorded or Outcome(stage.name, StageState.FAILED, _error(process.lines, code)), []
             if not waited:
                 waited = True
                 blockers = _error(process.lines, code).partition("If there are no processes")[0]
                 log(f"Waiting for another DVC command: {' '.join(blockers.split())}")
             self.journal.end(stage.name)
             if self._stopped.wait(BUSY_SECONDS):
-                process.why = Ending.CANCELLED
+                process.why = StageState.CANCELLED
                 break
         return self._ended_badly(stage, process, note, log), note.get("wrote", [])
 
     def _ended_well(self, stage: Stage, lines: list[str], reason: str | None) -> Outcome:
         because = f": {reason}" if reason else ""
         if any(line.startswith(f"Running stage '{_said_name(stage)}'") for line in lines):
-            return Outcome(stage.name, Ending.COMPLETED, f"its command ran{because}")
+            return Outcome(stage.name, StageState.COMPLETED, f"its command ran{because}")
         if any("is cached - skipping run" in line for line in lines):
-            return Outcome(stage.name, Ending.CACHED, f"restored from DVC's cache{because}")
+            return Outcome(stage.name, StageState.CACHED, f"restored from DVC's cache{because}")
         if any(line.startswith("Pulling data for") for line in lines):
-            return Outcome(stage.name, Ending.CACHED, f"restored from DVC's cache or its remote{because}")
+            return Outcome(stage.name, StageState.CACHED, f"restored from DVC's cache or its remote{because}")
         if any("didn't change, skipping" in line for line in lines):
-            return Outcome(stage.name, Ending.UNCHANGED, UNCHANGED)
-        return Outcome(stage.name, Ending.RECORDED, f"no command of it was to be run; recorded as it is{because}")
+            return Outcome(stage.name, StageState.UNCHANGED, UNCHANGED)
+        return Outcome(stage.name, StageState.RECORDED, f"no command of it was to be run; recorded as it is{because}")
 
     def _ended_badly(
         self, stage: Stage, process: _Process, note: dict[str, Any], log: Callable[[str], None]
@@ -362,16 +332,17 @@ class Executor:
         code, said = process.code.result()[0], "\n".join(process.lines)
         made_all = "made" in note and self._is_untouched(stage)
         if process.why is None and made_all and TAINTED not in said and any(sign in said for sign in UNSAVED):
-            return Outcome(stage.name, Ending.FAILED, self._unsaved(stage, process.lines))
+            return Outcome(stage.name, StageState.FAILED, self._unsaved(stage, process.lines))
         state = self._restore(stage, log)
-        if process.why is Ending.CANCELLED:
-            return Outcome(stage.name, Ending.CANCELLED, f"cancelled{state}")
-        if process.why is Ending.FAILED:
-            return Outcome(stage.name, Ending.FAILED, f"it took longer than its timeout of {stage.meta.timeout:g} s")
+        if process.why is StageState.CANCELLED:
+            return Outcome(stage.name, StageState.CANCELLED, f"cancelled{state}")
+        if process.why is StageState.FAILED:
+            reason = f"it took longer than its timeout of {stage.meta.timeout:g} s"
+            return Outcome(stage.name, StageState.FAILED, reason)
         if TAINTED in said:
             edits = said.rpartition(TAINTED)[2].splitlines()[0]
-            return Outcome(stage.name, Ending.TAINTED, f"{TAINTED}{edits}")
-        return Outcome(stage.name, Ending.FAILED, self._missing(stage) or _error(process.lines, code))
+            return Outcome(stage.name, StageState.TAINTED, f"{TAINTED}{edits}")
+        return Outcome(stage.name, StageState.FAILED, self._missing(stage) or _error(process.lines, code))
 
     def _missing(self, stage: Stage) -> str | None:
         """What the stage reads that nothing will make, in the words of a plan."""
@@ -443,7 +414,7 @@ class Executor:
         process = _Process(_said_name(stage), despite_stop)
         with self._mutex:
             if self._stopped.is_set() and not despite_stop:
-                process.why = Ending.CANCELLED
+                process.why = StageState.CANCELLED
                 process.code.set_result((CANCELLED, []))
                 return process
             if self._control is None:
@@ -463,7 +434,7 @@ class Executor:
             writing,
         )
         os.close(writing)
-        timer = threading.Timer(stage.meta.timeout or 0, self._stop, (number, Ending.FAILED))
+        timer = threading.Timer(stage.meta.timeout or 0, self._stop, (number, StageState.FAILED))
         timer.daemon = True
         throttle = Throttle(log, str(self.journal.log(stage.name)))
         splitter = Lines()
@@ -516,7 +487,7 @@ class Executor:
             MARK: mark,
         }
 
-    def _stop(self, number: int, why: Ending) -> None:
+    def _stop(self, number: int, why: StageState) -> None:
         with self._mutex:
             process = self._processes.get(number)
             if process is None or process.why is not None:

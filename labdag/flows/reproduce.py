@@ -25,8 +25,9 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
 from labdag.errors import UserError
-from labdag.execution.execute import Ending, Executor, Outcome
+from labdag.execution.execute import Executor
 from labdag.execution.journal import Journal, Run
+from labdag.execution.outcome import Outcome, StageState
 from labdag.execution.schedule import Schedule, sizes
 from labdag.execution.supervisor import sweep
 from labdag.git import GitError, find_root, git
@@ -38,7 +39,6 @@ from labdag.results import artifacts, compare, summary
 MANY = 1000  # threads at most; how many stages really run at once is for the schedule to say
 NOT_STARTED = "not started"  # how the reason begins for a stage that could have run, had another one not failed
 CLAIM_SECONDS = 0.2  # between two tries to claim a stage that another run has
-STATES = {Ending.FAILED: Failed, Ending.TAINTED: Failed, Ending.SKIPPED: Failed, Ending.CANCELLED: Failed}
 
 
 @dataclass(frozen=True)
@@ -158,19 +158,19 @@ def reproduce(
         traversal = _Traversal(stages, executor, journal, schedule, force_downstream)
         with server.watched(UUID(str(flow_run.id)), traversal.cancel):
             outcomes = traversal.run(force=force, keep_going=keep_going)
-        _show_metrics(pipeline, [name for name in stages if outcomes[name].ending not in summary.BAD])
+        _show_metrics(pipeline, [name for name in stages if not outcomes[name].ending.is_failure])
     reproduction = Reproduction(stages, outcomes)
     told = summary.counts(outcomes.values())
     server.show("summary", summary.rows(folder, stages, outcomes), told)
     logger.info(told)
     if traversal.cancelled:
         return server.ending(Cancelled(message=told, data=RunCancelledError(told, reproduction)))
-    failed = [outcome for outcome in outcomes.values() if outcome.ending in (Ending.FAILED, Ending.TAINTED)]
+    failed = [outcome for outcome in outcomes.values() if outcome.ending in (StageState.FAILED, StageState.TAINTED)]
     if failed:
         message = "\n".join(f"{outcome.stage} failed: {outcome.reason}" for outcome in failed)
         names = ", ".join(outcome.stage for outcome in failed)
         return server.ending(Failed(message=f"failed: {names}", data=StageFailedError(message, reproduction)))
-    is_up_to_date = all(outcome.ending is Ending.UNCHANGED for outcome in outcomes.values())
+    is_up_to_date = all(outcome.ending is StageState.UNCHANGED for outcome in outcomes.values())
     return server.ending(Completed(name="UpToDate" if is_up_to_date else None, message=told, data=reproduction))
 
 
@@ -200,12 +200,12 @@ def run_stage(
             with artifacts.Progress(stage, get_run_logger().info) as log:
                 outcome = executor.run(stage, force=force, remark=remark, log=log)
         except UserError as error:
-            outcome = Outcome(stage.name, Ending.FAILED, str(error))
+            outcome = Outcome(stage.name, StageState.FAILED, str(error))
     record(outcome)
-    if outcome.ending not in summary.BAD and outcome.ending is not Ending.UNCHANGED:
+    if not outcome.ending.is_failure and outcome.ending is not StageState.UNCHANGED:
         artifacts.show_pictures(stage, executor.pipeline.root)
     # Skipped is of the type FAILED: of a cancelled task Prefect would not let another one come after.
-    state = STATES.get(outcome.ending, Completed)
+    state = Failed if outcome.ending.is_failure else Completed
     # In one line, as Prefect logs it; the lines of a reason are in the stage's log.
     return state(name=outcome.ending.value, message=" ".join(outcome.reason.split()))
 
@@ -267,7 +267,7 @@ class _Traversal:
                 blocked = self._blocked(stage, keep_going)
                 claim = None if blocked else self.journal.claim(stage)
                 if claim is None and blocked is None and (claim := self._claim_fresh(stage, is_forced)):
-                    blocked = Outcome(stage.name, Ending.UNCHANGED, graph.UNCHANGED)
+                    blocked = Outcome(stage.name, StageState.UNCHANGED, graph.UNCHANGED)
                 if claim is None and blocked is None:
                     contended = True
                     self._tell_once(stage.name, "Waiting for another run, which has this stage or reads its outputs.")
@@ -284,7 +284,7 @@ class _Traversal:
     def _is_forced(self, stage: graph.Stage) -> bool:
         """Whether something upstream is not as before, and that is to make the stage run."""
         upstream = (self.outcomes[name] for name in stage.upstream if name in self.outcomes)
-        return self.force_downstream and any(outcome.ending is not Ending.UNCHANGED for outcome in upstream)
+        return self.force_downstream and any(outcome.ending is not StageState.UNCHANGED for outcome in upstream)
 
     def _claim_fresh(self, stage: graph.Stage, force: bool) -> ExitStack | None:
         """See to it that a stage stays as it is, if that is all that it needs: another run may read its outputs."""
@@ -322,22 +322,22 @@ class _Traversal:
             self._claims.pop(name).close()
         outcome = self._told_by_tasks.pop(name, None)
         if outcome is None:  # Prefect could not run the task at all
-            outcome = Outcome(name, Ending.FAILED, f"Prefect: {self._futures[name].state.message}")
+            outcome = Outcome(name, StageState.FAILED, f"Prefect: {self._futures[name].state.message}")
         self.outcomes[name] = outcome
         self.schedule.end(name)
 
     def _blocked(self, stage: graph.Stage, keep_going: bool) -> Outcome | None:
         """What becomes of a stage whose upstream has ended, if it must not be run."""
         if self.cancelled:
-            return Outcome(stage.name, Ending.CANCELLED, "cancelled before it was started")
+            return Outcome(stage.name, StageState.CANCELLED, "cancelled before it was started")
         for name in stage.upstream:
-            if name in self.outcomes and self.outcomes[name].ending in summary.BAD:
-                how = "was skipped" if self.outcomes[name].ending is Ending.SKIPPED else "failed"
-                return Outcome(stage.name, Ending.SKIPPED, f"{name}, which it depends on, {how}")
+            if name in self.outcomes and self.outcomes[name].ending.is_failure:
+                how = "was skipped" if self.outcomes[name].ending is StageState.SKIPPED else "failed"
+                return Outcome(stage.name, StageState.SKIPPED, f"{name}, which it depends on, {how}")
         if not keep_going:
             for outcome in self.outcomes.values():
-                if outcome.ending in (Ending.FAILED, Ending.TAINTED):
-                    return Outcome(stage.name, Ending.SKIPPED, f"{NOT_STARTED}, for {outcome.stage} failed")
+                if outcome.ending in (StageState.FAILED, StageState.TAINTED):
+                    return Outcome(stage.name, StageState.SKIPPED, f"{NOT_STARTED}, for {outcome.stage} failed")
         return None
 
     def _tell_once(self, name: str, text: str) -> None:

@@ -29,7 +29,7 @@ from labdag.files import file_name, remove, replace
 from labdag.flows.reproduce import RunCancelledError, StageFailedError, reproduce
 from labdag.git import GitError, find_root, git, top, uncommitted
 from labdag.orchestration import server
-from labdag.orchestration.endings import Ending
+from labdag.orchestration.states import RetrainingState
 from labdag.pipeline.graph import Pipeline, Stage, has_remote
 from labdag.pipeline.revisions import EXPERIMENTS, WORKSPACE, History, Revision
 from labdag.pipeline.targets import results, select
@@ -51,9 +51,9 @@ SEEDS = 2**31  # fresh values are less than that
 
 
 EVENTS = {
-    Ending.REGISTERED: "registered",
-    Ending.NOT_REGISTERED: "not-registered",
-    Ending.UP_TO_DATE: "up-to-date",
+    RetrainingState.REGISTERED: "registered",
+    RetrainingState.NOT_REGISTERED: "not-registered",
+    RetrainingState.UP_TO_DATE: "up-to-date",
 }
 
 
@@ -69,7 +69,7 @@ class Retraining:
         checks: what the gate asked, and what it found.
     """
 
-    ending: Ending
+    ending: RetrainingState
     reason: str
     experiment: str
     version: str | None = None
@@ -319,7 +319,7 @@ class _Work:
         failed = "; ".join(f"{check.asked}: {check.found}" for check in checks if not check.is_met)
         against = f", against {champion.tag}" if champion else ""
         reason = f"{record.name} did not pass the gate{against}: {failed}"
-        return Retraining(Ending.NOT_REGISTERED, reason, record.name, None, record.checks)
+        return Retraining(RetrainingState.NOT_REGISTERED, reason, record.name, None, record.checks)
 
     @staticmethod
     def _is_settled(record: Past, model: str, champion: str | None, copy: Path) -> bool:
@@ -447,7 +447,7 @@ class _Work:
         if record.passed and version is None:
             how = "whose version was taken back"
         reason = f"nothing has changed since {record.name}, {how}"
-        return Retraining(Ending.UP_TO_DATE, reason, record.name, version.name if version else None)
+        return Retraining(RetrainingState.UP_TO_DATE, reason, record.name, version.name if version else None)
 
     def _register(self, record: Past, model: str, copy: Path) -> Retraining:
         """Push what was made to DVC's remote, and tag its commit as the model's next version."""
@@ -458,7 +458,7 @@ class _Work:
         version = register(top(copy), model, record.commit, f"{record.name} passed the gate of {self.target}")
         self._share(version, record, copy)
         reason = f"{record.name} passed the gate, and is {version.tag}"
-        return Retraining(Ending.REGISTERED, reason, record.name, version.name, record.checks)
+        return Retraining(RetrainingState.REGISTERED, reason, record.name, version.name, record.checks)
 
     def _share(self, version: Version, record: Past, copy: Path) -> None:
         """Bring a version's tag, and its experiment, to the git remote, and the tag to the repository."""

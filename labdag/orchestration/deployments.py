@@ -41,7 +41,7 @@ from ruamel.yaml.error import YAMLError
 from labdag.errors import UserError
 from labdag.orchestration import server
 from labdag.orchestration.deployed import Deployed, Record
-from labdag.orchestration.endings import Ending
+from labdag.orchestration.states import RetrainingState
 from labdag.orchestration.worker import as_recorded
 
 FILE = "prefect.yaml"
@@ -260,7 +260,7 @@ def _other_project(deployment: DeploymentResponse, root: Path) -> Path | None:
 
 def end_dead_runs() -> None:
     """See to it that the server ends runs of which it hears no more: an automation on their signs of life."""
-    ends = ["Completed", "Failed", "Cancelled", "Crashed", *Ending]  # a state's event has the state's name
+    ends = ["Completed", "Failed", "Cancelled", "Crashed", *RetrainingState]  # a state's event has the state's name
     wanted = AutomationCore(
         name=AUTOMATION,
         description="A run that gives no sign of life any more, and has not ended, is marked Crashed.",

@@ -7,14 +7,12 @@ from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from labdag.execution.execute import Ending, Outcome
+from labdag.execution.outcome import Outcome, StageState
 from labdag.files import exists
 from labdag.pipeline.graph import Stage
 from labdag.pipeline.targets import results
 
 MISSING = "-"
-BAD = (Ending.FAILED, Ending.TAINTED, Ending.SKIPPED, Ending.CANCELLED)
-REUSED = (Ending.UNCHANGED, Ending.CACHED, Ending.RECORDED, Ending.RECOVERED)
 
 
 def figures(root: Path, stages: Iterable[Stage], without: Container[str] = ()) -> dict[str, str]:
@@ -55,11 +53,11 @@ def rows(root: Path, stages: dict[str, Stage], outcomes: Mapping[str, Outcome]) 
     table = []
     for key, members in results(stages).items():
         ended = [outcomes[name] for name in members if name in outcomes]
-        bad = {outcome.stage: outcome for outcome in ended if outcome.ending in BAD}
+        bad = {outcome.stage: outcome for outcome in ended if outcome.ending.is_failure}
         row = {
             "target": key,
-            "run": str(sum(outcome.ending is Ending.COMPLETED for outcome in ended)),
-            "reused": str(sum(outcome.ending in REUSED for outcome in ended)),
+            "run": str(sum(outcome.ending is StageState.COMPLETED for outcome in ended)),
+            "reused": str(sum(outcome.ending.is_reused for outcome in ended)),
             # What a failed or skipped stage left behind is not this run's result.
             **figures(root, members.values(), without=bad),
             "seconds": f"{sum(outcome.seconds for outcome in ended):.1f}",
@@ -75,10 +73,12 @@ def rows(root: Path, stages: dict[str, Stage], outcomes: Mapping[str, Outcome]) 
 def counts(outcomes: Iterable[Outcome]) -> str:
     """How many stages ended how, in a line."""
     endings = [outcome.ending for outcome in outcomes]
-    restored = endings.count(Ending.CACHED)
-    reused = f"{sum(e in REUSED for e in endings)} reused" + (f" ({restored} restored)" if restored else "")
-    told = [f"{endings.count(Ending.COMPLETED)} run", reused]
-    told += [f"{endings.count(ending)} {ending.lower()}" for ending in BAD if ending in endings]
+    restored = endings.count(StageState.CACHED)
+    reused = f"{sum(ending.is_reused for ending in endings)} reused" + (f" ({restored} restored)" if restored else "")
+    told = [f"{endings.count(StageState.COMPLETED)} run", reused]
+    told += [
+        f"{endings.count(ending)} {ending.lower()}" for ending in StageState if ending.is_failure and ending in endings
+    ]
     return f"{counted(len(endings))}: {', '.join(told)}"
 
 

@@ -1,11 +1,11 @@
-"""How retrainings end: states with names of their own, which Prefect's server must know to be ends."""
+"""States with names of their own that runs end in, which Prefect's server has to know as such."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 
 
-class Ending(StrEnum):
+class RetrainingState(StrEnum):
     """What came of a retraining; the name of its state in the UI."""
 
     REGISTERED = "Registered"  # it passed the gate
