@@ -64,6 +64,19 @@ def test_outputs_that_the_cache_has_lost_are_named(toy: Callable[..., Path]) -> 
     assert "Its last good outputs could not be put back: DVC's cache has lost a" in done.stdout + done.stderr
 
 
+def test_outputs_that_were_never_in_the_cache_are_put_back_all_the_same(toy: Callable[..., Path]) -> None:
+    command = "echo broken > o; mkdir -p d; cp i d/x; test $(cat i) != 3 && cp i o"
+    folder = toy(f"stages:\n  a: {{cmd: ['rm -rf d', '{command}'], deps: [i], outs: [o, d]}}\n", i="1\n")
+    run("labdag", "run", "--no-commit", cwd=folder)
+    (folder / "i").write_text("3\n")
+    for option in ("--no-commit", "--no-run-cache"):
+        done = run("labdag", "run", option, cwd=folder, check=False)
+        assert done.returncode == 1
+        assert "could not be put back" not in done.stdout + done.stderr
+        assert (folder / "o").read_text() == "1\n"
+        assert (folder / "d/x").read_text() == "1\n"
+
+
 @pytest.mark.parametrize("proxy", SOCKS)
 def test_a_socks_proxy_is_not_asked_for_a_server_of_this_machine(
     proxy: str, toy: Callable[..., Path], prefect_server: str, monkeypatch: pytest.MonkeyPatch
@@ -283,6 +296,7 @@ def test_how_a_command_ended_in_words() -> None:
     assert exit_of(3) == "exited with 3"
     assert exit_of(-9).startswith("was killed")
     assert exit_of(-1) == "was ended by SIGHUP"
+    assert exit_of(-35) == "was ended by signal 35"
     assert exit_of(255) == "exited with 255"
 
 

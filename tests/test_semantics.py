@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from labdag.files import remove
 from labdag.pipeline.graph import Stage, load, problems
 from labdag.pipeline.targets import rooted, select
 from tests.conftest import run
@@ -60,6 +62,67 @@ def test_what_a_command_writes_of_what_it_reads_is_recorded_with_a_warning_and_r
     _, said = labdag("run", cwd=folder, server=prefect_server)
     assert lines_of(folder / "ran") == 3, "and from then on it is known"
     assert said.count("Warning: its command writes nb.ipynb") == 1
+
+
+def test_a_command_that_writes_what_is_there_already_is_known_for_it_and_not_forgotten(
+    toy: Callable[..., Path], prefect_server: str
+) -> None:
+    command = "echo run >> ran; sort -u -o names names; cp names out"
+    folder = toy(f"stages:\n  t: {{cmd: '{command}', deps: [names], outs: [out]}}\n", names="b\na\n")
+    _, said = labdag("run", cwd=folder, server=prefect_server)
+    assert said.count("Warning: its command writes names, which it reads.") == 1
+    assert lines_of(folder / "ran") == 2
+    for text, runs in (("b\na\n0\n", 3), ("1\n2\n", 4), ("2\n1\n0\n", 5)):
+        (folder / "names").write_text(text)
+        labdag("run", cwd=folder, server=prefect_server)
+        assert lines_of(folder / "ran") == runs
+        assert "up to date" in run("dvc", "repro", cwd=folder).stdout
+
+
+@pytest.mark.parametrize(
+    ("reads", "command", "key", "edited"),
+    [
+        ("deps: [src]", "cat src/a > out; date +%N > src/log; {} || echo 2 > src/a", "src/log", "src/a"),
+        (
+            "params: [n, lr]",
+            'grep lr params.yaml > out; sed -i "s/n: .*/n: $(wc -l < ran)/" params.yaml;'
+            ' {} || sed -i "s/lr: .*/lr: 2/" params.yaml',
+            "params.yaml:n",
+            "lr of params.yaml",
+        ),
+    ],
+)
+def test_an_edit_from_outside_beside_what_the_command_is_known_to_write_is_run_again(
+    reads: str, command: str, key: str, edited: str, toy: Callable[..., Path], prefect_server: str
+) -> None:
+    """The third time, the command itself does what somebody else could do meanwhile."""
+    text = json.dumps(f"echo run >> ran; {command.format('test $(wc -l < ran) != 3')}")
+    folder = toy(f"stages:\n  t: {{cmd: {text}, {reads}, outs: [out]}}\n", **{"params.yaml": "n: 0\nlr: 0\n"})
+    (folder / "src").mkdir()
+    (folder / "src/a").write_text("0\n")
+    _, said = labdag("run", cwd=folder, server=prefect_server)
+    assert f"Warning: its command writes {key}, which it reads." in said
+    assert lines_of(folder / "ran") == 2
+    (folder / "src/a").write_text("1\n")
+    (folder / "params.yaml").write_text("n: 0\nlr: 1\n")
+    _, said = labdag("run", cwd=folder, server=prefect_server)
+    assert f"edited while it ran: {edited}." in said
+    assert lines_of(folder / "ran") == 4
+    assert (folder / "out").read_text().strip().endswith("2")
+    assert edited not in json.loads((folder / ".dvc/tmp/labdag/stages/t.writes").read_text())["names"]
+
+
+def test_edits_of_other_files_in_both_tries_are_not_the_commands_own(
+    toy: Callable[..., Path], prefect_server: str
+) -> None:
+    command = "echo run >> ran; cat src/* > out; cp ran src/$(wc -l < ran)"
+    folder = toy(f"stages:\n  t: {{cmd: '{command}', deps: [src], outs: [out]}}\n")
+    (folder / "src").mkdir()
+    (folder / "src/a").write_text("1\n")
+    code, said = labdag("run", cwd=folder, server=prefect_server, check=False)
+    assert code == 1
+    assert "edited while it ran: src/2; the first time it was edited while it ran: src/1." in said
+    assert "Warning" not in said
 
 
 def test_what_a_command_is_declared_to_write_it_is_not_run_twice_for(
@@ -267,6 +330,27 @@ def test_what_is_in_or_above_an_output_that_is_restored_is_restored_too(
     assert "5 stages: 0 unchanged, 5 will be restored, 0 will run, 0 may run" in said
     assert "5 stages: 0 run, 5 reused" in labdag("run", cwd=folder, server=prefect_server)[1]
     assert (folder / "above").read_text() == "fixed\n1\n"
+
+
+def test_the_ignore_file_beside_an_output_that_is_restored_is_foreseen(
+    toy: Callable[..., Path], prefect_server: str
+) -> None:
+    folder = toy(
+        "stages:\n"
+        "  e: {cmd: 'mkdir -p p/q && echo 1 > p/q/e && echo 2 > p/q/[f]', deps: [i], outs: [p/q/e, 'p/q/[f]']}\n"
+        "  h: {cmd: find p -type f > h, deps: [p], outs: [h]}\n",
+        i="1\n",
+    )
+    labdag("run", cwd=folder, server=prefect_server)
+    for lost, foreseen in (
+        (["p"], "1 unchanged, 1 will be restored, 0 will run, 0 may run"),
+        (["p", "h"], "0 unchanged, 2 will be restored, 0 will run, 0 may run"),
+    ):
+        for name in lost:
+            remove(folder / name)
+        said = run("labdag", "plan", cwd=folder).stdout
+        assert f"2 stages: {foreseen}" in said
+        assert "2 stages: 0 run, 2 reused" in labdag("run", cwd=folder, server=prefect_server)[1]
 
 
 def test_a_frozen_stage_without_an_output_will_fail(toy: Callable[..., Path], prefect_server: str) -> None:

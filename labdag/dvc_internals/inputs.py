@@ -8,17 +8,22 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dvc.dependency import ParamsDependency
 from dvc.dependency.base import Dependency
 from dvc.exceptions import DvcException
 from dvc.fs import LocalFileSystem
+from dvc.scm import NoSCM
+from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
 from dvc_data.hashfile.tree import Tree
 from dvc_objects.errors import ObjectFormatError
+from pathspec.patterns.gitwildmatch import GitWildMatchPattern
 
 from labdag.meta import parse
 
@@ -36,17 +41,17 @@ class Edit:
 
     Attributes:
         name: the dependency, as dvc.yaml has it.
-        what: the file in a folder, or the param in a file; empty for all of it.
-        text: both, as a person would say it.
+        key: of exactly what changed: the dependency, the file in it (`src/log.txt`), or the param (`params.yaml:lr`).
+        text: what changed, as a person would say it.
     """
 
     name: str
-    what: str
+    key: str
     text: str
 
-    def is_of(self, names: Sequence[str]) -> bool:
-        """Whether it is of one of some dependencies, or of a file in one of them."""
-        return self.name in names or f"{self.name.rstrip('/')}/{self.what}" in names
+    def is_of(self, keys: Container[str]) -> bool:
+        """Whether what changed is one of some keys, or in a dependency that is one of them."""
+        return self.name in keys or self.key in keys
 
 
 def read(deps: Iterable[Any]) -> dict[str, Any]:
@@ -64,46 +69,78 @@ def read(deps: Iterable[Any]) -> dict[str, Any]:
     return {name: plain(value) for name, value in found.items()}
 
 
-def noted(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What `read` has found, as it is noted in a file: of a folder a digest, for it may hold many files."""
-    return {name: _digest(value) if _is_folder(value) else value for name, value in values.items()}
+def noted(values: Mapping[str, Any], own: Container[str] = ()) -> dict[str, Any]:
+    """What `read` has found, as it is noted in a file: of a folder a digest, for it may hold many files.
+
+    Args:
+        values: as `read` has given it.
+        own: keys of what the command is known to write, which is left out of digests.
+    """
+    return {name: _digest(name, value, own) if _is_folder(value) else value for name, value in values.items()}
 
 
-def edits(deps: Iterable[Any], before: Mapping[str, Any]) -> list[Edit]:
+def edits(deps: Iterable[Any], before: Mapping[str, Any], own: Container[str] = ()) -> list[Edit]:
     """What of some dependencies is not as it was before.
 
     Args:
         deps: dependencies of a DVC stage, which DVC has just hashed.
         before: as `read` or `noted` has given it.
+        own: as `noted` has had it.
     """
     found = []
     for dep in deps:
         name = dep.def_path
         if name not in before or dep.hash_info.value is None:
             continue
-        found += list(_edits_of(dep, name, before[name]))
+        found += list(_edits_of(dep, name, before[name], own))
     return sorted(found, key=lambda edit: (edit.text, edit.name))
 
 
-def _edits_of(dep: Any, name: str, old: Any) -> Iterable[Edit]:
+def touched(deps: Iterable[Any], keys: Iterable[str]) -> dict[str, list[int]]:
+    """When the file of each key was written, and which one it is; missing ones are left out.
+
+    Args:
+        deps: dependencies of a DVC stage.
+        keys: as edits of these have them.
+    """
+    found = {}
+    places = {dep.def_path: dep.fs_path for dep in deps}
+    for key in keys:
+        names = [name for name in places if key == name or key.startswith((_in(name, ""), f"{name}:"))]
+        name = max(names, key=len, default=None)
+        if name is None:
+            continue
+        rest = key.removeprefix(_in(name, "")) if key.startswith(_in(name, "")) else ""
+        with suppress(OSError):
+            stat = Path(places[name], rest).stat()
+            found[key] = [stat.st_mtime_ns, stat.st_ino]
+    return found
+
+
+def _in(name: str, file: str) -> str:
+    """The key of a file in a folder."""
+    return f"{name.rstrip('/')}/{file}"
+
+
+def _edits_of(dep: Any, name: str, old: Any, own: Container[str]) -> Iterable[Edit]:
     if _is_folder(old):
         new = _files(dep)
         if new is None:  # it is a file now
-            yield Edit(name, "", str(dep))
+            yield Edit(name, name, str(dep))
             return
         yield from (
-            Edit(name, file, f"{dep}/{file}")
+            Edit(name, _in(name, file), f"{dep}/{file}")
             for file in sorted(old.keys() | new.keys())
             if file and old.get(file) != new.get(file)
         )
     elif isinstance(dep, ParamsDependency) and isinstance(old, dict):
         new = plain(dep.hash_info.value)
-        yield from (Edit(name, key, f"{key} of {dep}") for key in old.keys() | new.keys()
+        yield from (Edit(name, f"{name}:{key}", f"{key} of {dep}") for key in old.keys() | new.keys()
                     if _differ(old.get(key), new.get(key)))  # fmt: skip
     else:
         files = _files(dep)
-        if old != (_digest(files) if files else plain(dep.hash_info.value)):
-            yield Edit(name, "", str(dep))
+        if old != (_digest(name, files, own) if files else plain(dep.hash_info.value)):
+            yield Edit(name, name, str(dep))
 
 
 def foreseen(dep: Any, coming: Mapping[str, Any]) -> Any:
@@ -145,8 +182,30 @@ def _with(tree: Tree, dep: Any, coming: Mapping[str, Any]) -> Tree:
                 made.add((*key, *inner), each, its)
         else:
             made.add(key, meta, found)
+    for path, text in _ignore_files(dep.repo, inside.values()).items():
+        key = tuple(path.removeprefix(f"{dep.fs_path}/").split("/"))
+        made.add(key, Meta(), HashInfo("md5", hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()))
     made.digest()
     return made
+
+
+def _ignore_files(repo: Any, outs: Iterable[str]) -> dict[str, str]:
+    """What DVC will have written into .gitignore files once it has restored some outputs, by their paths."""
+    if isinstance(repo.scm, NoSCM):
+        return {}
+    ignored = {out.fs_path for out in repo.index.outs if out.use_scm_ignore}
+    found: dict[str, str] = {}
+    for path in outs:
+        if path not in ignored or repo.scm.is_ignored(path):
+            continue
+        entry, file = repo.scm._get_gitignore(path)
+        if file not in found:
+            found[file] = Path(file).read_text(encoding="utf-8") if Path(file).exists() else ""
+        text = found[file]
+        line = f"{GitWildMatchPattern.escape(entry)}\n"
+        if line not in text.splitlines(keepends=True):
+            found[file] = f"{text}{'' if text.endswith(chr(10)) or not text else chr(10)}{line}"
+    return found
 
 
 def declared(meta: Any) -> list[str]:
@@ -190,8 +249,9 @@ def _is_byproduct(name: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in BYPRODUCTS)
 
 
-def _digest(files: Mapping[str, str]) -> str:
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+def _digest(name: str, files: Mapping[str, str], own: Container[str]) -> str:
+    others = {file: found for file, found in files.items() if not file or _in(name, file) not in own}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 def _differ(old: Any, new: Any) -> bool:

@@ -38,7 +38,7 @@ from dvc_data.hashfile.tree import Tree
 from dvc_objects.errors import ObjectFormatError
 
 from labdag.dvc_internals import inputs
-from labdag.dvc_internals.notes import NOTE, ORDER, TAINTED, WRITES
+from labdag.dvc_internals.notes import NOTE, ORDER, SUSPECTS, TAINTED, WRITES
 from labdag.dvc_internals.texts import READING, quicken, with_entry
 from labdag.files import replace
 
@@ -67,10 +67,13 @@ def install() -> None:
     check()
     run_stage, save_outs = stage.run_stage, Stage.save_outs
     read_before: dict[str, Any] = {}
+    touched_before: dict[str, list[int]] = {}
 
     def run_between_notes(node: Stage, *args: Any, **kwargs: Any) -> None:
         read_before.update(inputs.read(node.deps))
-        note = _read_note() | {"definition": _definition(node), "read": inputs.noted(read_before)}
+        touched_before.update(inputs.touched(node.deps, _keys(SUSPECTS)))
+        own = [*inputs.declared(node.meta), *_keys(WRITES), *_keys(SUSPECTS)]
+        note = _read_note() | {"definition": _definition(node), "read": inputs.noted(read_before, own)}
         _write_note(note)
         run_stage(node, *args, **kwargs)
         _write_note(note | {"made": made((out.fs_path for out in node.outs), node.repo.root_dir)})
@@ -78,14 +81,18 @@ def install() -> None:
     def save_untainted_outs(self: Stage, *args: Any, **kwargs: Any) -> None:
         # DVC has just hashed the dependencies anew, and what it has found now is what it would record.
         note = _read_note()
-        edits = inputs.edits(self.deps, read_before or note.get("read", {}))
-        own = inputs.declared(self.meta) + json.loads(os.environ.get(WRITES, "[]"))
-        outside = [edit for edit in edits if not edit.is_of(own)]
-        told = [edit.text for edit in outside]
+        declared = inputs.declared(self.meta)
+        own = [*declared, *_keys(WRITES), *_keys(SUSPECTS)]
+        edits = inputs.edits(self.deps, read_before or note.get("read", {}), own)
+        told = [edit.text for edit in edits if not edit.is_of(own)]
+        wrote = [edit.key for edit in edits if not edit.is_of(declared)]
+        # What changed during the last try, and has been written again: with what was there already.
+        touched = inputs.touched(self.deps, touched_before)
+        wrote += [key for key, sign in touched.items() if sign != touched_before[key] and key not in wrote]
         if note.get("definition", here := _definition(self)) != here:  # where it is recorded later than it ran
             told.append(f"the definition of {self.addressing}")
         if note:
-            _write_note(note | {"wrote": [edit.name for edit in edits]})
+            _write_note(note | {"wrote": wrote})
         if told:
             raise TaintedError(TAINTED + ", ".join(told))
         save_outs(self, *args, **kwargs)
@@ -105,6 +112,10 @@ def install() -> None:
     # DVC's lock waits for ever where --wait-for-lock is given; this is only how often it looks.
     lock.DEFAULT_TIMEOUT = POLL_SECONDS * 6
     rwlock.make_lock = _patient_lock
+
+
+def _keys(variable: str) -> list[str]:
+    return list(json.loads(os.environ.get(variable, "[]")))
 
 
 def _drop_spoilt(out: Output) -> None:

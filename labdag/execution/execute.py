@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from labdag.dvc_internals.notes import NOTE, ORDER, TAINTED, WRITES
+from labdag.dvc_internals.notes import NOTE, ORDER, SUSPECTS, TAINTED, WRITES
 from labdag.environment import search_path, without_lent
 from labdag.errors import UserError
 from labdag.execution.journal import Journal
@@ -240,7 +240,7 @@ class Executor:
         return None
 
     def _reproduce(self, stage: Stage, force: bool, remark: str, log: Callable[[str], None]) -> Outcome:
-        taint, first = None, list[str]()
+        taint, suspects = None, list[str]()
         known = self.journal.writes(stage.name, self.pipeline.command(stage.name))
         while True:
             reason = "it was told to run" if force else told(self.pipeline.changes(stage.name))
@@ -250,43 +250,51 @@ class Executor:
                 self.journal.log(stage.name).unlink(missing_ok=True)
                 if remark:
                     log(remark)
-            # What was edited in both tries, its command writes itself.
-            outcome, wrote = self._attempt(stage, force, reason, log, [*known, *first])
+            # What is written in both tries, its command writes itself.
+            outcome, wrote = self._attempt(stage, force, reason, log, known, suspects)
             if outcome.ending is not StageState.TAINTED:
-                if outcome.ending is StageState.COMPLETED:
-                    self._note_writes(stage, wrote, log)
+                if outcome.ending is StageState.COMPLETED and wrote:
+                    self._note_writes(stage, known, wrote, log)
                 if taint and outcome.ending in (StageState.COMPLETED, StageState.CACHED):
                     return replace(outcome, reason=f"{outcome.reason}; run twice, for it was {taint}")
                 return outcome
             if taint is not None:
                 both = f"{outcome.reason}; the first time it was {taint}. Leave what it reads alone, and run it again."
                 return replace(outcome, reason=both)
-            taint, first = outcome.reason, wrote
+            taint, suspects = outcome.reason, [key for key in wrote if key not in known]
             log(f"Tainted: it was {taint}. Nothing of it is recorded; it runs again.")
 
-    def _note_writes(self, stage: Stage, wrote: list[str], log: Callable[[str], None]) -> None:
-        """Remember what a stage's command has written of what it reads, and warn of what it does not declare."""
-        names = [name for name in wrote if name not in stage.meta.writes_inputs]
-        self.journal.note_writes(stage.name, self.pipeline.command(stage.name), names)
-        if names:
-            log(
-                f"Warning: its command writes {', '.join(names)}, which it reads. That is recorded as the command has "
-                f"left it. Have it write elsewhere, or declare it: `meta: {{writes_inputs: [{', '.join(names)}]}}`."
-            )
+    def _note_writes(self, stage: Stage, known: list[str], wrote: list[str], log: Callable[[str], None]) -> None:
+        """Remember what a stage's command has written of what it reads and does not declare, and warn of it."""
+        remembered = list(dict.fromkeys([*known, *wrote]))
+        if remembered != known:
+            self.journal.note_writes(stage.name, self.pipeline.command(stage.name), remembered)
+        names = ", ".join(wrote)
+        quoted = ", ".join(json.dumps(key, ensure_ascii=False) if ":" in key else key for key in wrote)
+        log(
+            f"Warning: its command writes {names}, which it reads. That is recorded as the command has left it. "
+            f"Have it write elsewhere, or declare it: `meta: {{writes_inputs: [{quoted}]}}`."
+        )
 
     def _attempt(
-        self, stage: Stage, force: bool, reason: str | None, log: Callable[[str], None], writes: list[str]
+        self,
+        stage: Stage,
+        force: bool,
+        reason: str | None,
+        log: Callable[[str], None],
+        known: list[str],
+        suspects: list[str],
     ) -> tuple[Outcome, list[str]]:
         """Run DVC on the stage once, but for waits for other DVC commands.
 
-        Gives what became of it, and what was written meanwhile of what it reads; `writes` of that is known to be its
-        command's own doing.
+        Gives what became of it, and what was written meanwhile of what it reads and does not declare. Of that, `known`
+        is its command's own doing, and `suspects` if it is written this time, too.
         """
         argv = ["repro", "--single-item", *["--force"] * force, *self._options]
         waited = False
         while True:
-            self.journal.begin(stage, self.root)
-            process = self._dvc(argv, stage, log, writes=writes)
+            self.journal.begin(stage, self.root, self.pipeline.lost(stage.name))
+            process = self._dvc(argv, stage, log, writes=known, suspects=suspects)
             code, left = process.code.result()
             if left:
                 log(f"Its command left processes running, which were ended: {', '.join(left)}.")
@@ -302,7 +310,7 @@ class Executor:
                 log("DVC's list of files in use was broken off; it is mended.")
             if "made" in note and self._is_untouched(stage):
                 log("Its command has finished, but DVC could not record it; recording it again.")
-                recorded = self._commit(stage, log, writes)
+                recorded = self._commit(stage, log, [*known, *suspects])
                 return recorded or Outcome(stage.name, StageState.FAILED, _error(process.lines, code)), []
             if not waited:
                 waited = True
@@ -374,13 +382,15 @@ class Executor:
         recorded = self.pipeline.recorded(stage.name)
         wanted = [out.path for out in stage.outs if out.cached and not out.persist]
         had_begun = "read" in self._note(stage)  # its command
+        back: list[str] = []
         if had_begun:
-            self.journal.put_back(stage, self.root)
+            back = self.journal.put_back(stage, self.root)
             for path in wanted:
                 if path not in recorded:
                     remove(self.root / path)
-        paths = [path for path in wanted if path in recorded and (had_begun or not exists(self.root / path))]
-        told = "; its last good outputs are back" if paths else ""
+        missing = [path for path in wanted if path in recorded and path not in back]
+        paths = [path for path in missing if had_begun or not exists(self.root / path)]
+        told = "; its last good outputs are back" if paths or any(path in back for path in wanted) else ""
         if paths:
             argv = ["checkout", "--force", "--quiet"]
             process = self._dvc(argv, stage, log, paths, despite_stop=True)
@@ -408,6 +418,7 @@ class Executor:
         *,
         despite_stop: bool = False,
         writes: Sequence[str] = (),
+        suspects: Sequence[str] = (),
     ) -> _Process:
         """Run a DVC command on a stage, or on some paths from the root, to its end."""
         folder, target = ("", "") if paths else stage.address
@@ -429,7 +440,8 @@ class Executor:
                 "id": number,
                 "argv": ["--wait-for-lock", *argv, *(paths or [target])],
                 "cwd": str(self.root / folder),
-                "env": self._environment(stage, f"{self.run_id}/{number}") | {WRITES: json.dumps(writes)},
+                "env": self._environment(stage, f"{self.run_id}/{number}")
+                | {WRITES: json.dumps(writes), SUSPECTS: json.dumps(suspects)},
             },
             writing,
         )
@@ -550,7 +562,7 @@ def _is_hint(lines: list[str]) -> bool:
 def _error(lines: list[str], code: int) -> str:
     """Why the stage failed: its own last words, or else DVC's."""
     if code < 0:
-        return f"DVC {_ended_by(-code)}"
+        return f"DVC {exit_of(code)}"
     said = [line for line in lines if line.strip()]
     dvc_from = max((i for i, line in enumerate(said) if line.startswith(NOT_REPRODUCED)), default=len(said))
     own = [line for line in said[:dvc_from] if not line.startswith(("Running stage", "> "))]
@@ -577,14 +589,14 @@ def exit_of(code: int) -> str:
         code: the exit code; negative for a signal. A shell tells a signal of its commands by a code above 128.
     """
     if code < 0:
-        return _ended_by(-code)
+        return _ended_by(-code) or f"was ended by signal {-code}"
     if ended := _ended_by(code - 128) if code > 128 else "":
         return f"exited with {code}, as a shell does when something in it {ended}"
     return f"exited with {code}{EXITS.get(code, '')}"
 
 
 def _ended_by(number: int) -> str:
-    """What a signal did to a process; empty if there is no signal of that number."""
+    """What a signal did to a process; empty if the number has no name."""
     try:
         return SIGNALS.get(number) or f"was ended by {signal.Signals(number).name}"
     except ValueError:

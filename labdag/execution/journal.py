@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -152,7 +152,7 @@ class Journal:
         return self._path("stages", stage, ".json")
 
     def writes(self, stage: str, command: str) -> list[str]:
-        """What a stage's command has written, the last time that it ran, of what it reads.
+        """What a stage's command is known to write of what it reads.
 
         Args:
             stage: its name.
@@ -165,12 +165,9 @@ class Journal:
         return []
 
     def note_writes(self, stage: str, command: str, names: list[str]) -> None:
-        """Note that, or forget it where there are no names."""
+        """Note what the command of a stage writes of what it reads."""
         path = self._path("stages", stage, WRITES)
-        if names:
-            replace(path, json.dumps({"command": command, "names": names}), path.parent)
-        else:
-            path.unlink(missing_ok=True)
+        replace(path, json.dumps({"command": command, "names": names}), path.parent)
 
     def log(self, stage: str) -> Path:
         """Where the stage's output goes."""
@@ -192,11 +189,18 @@ class Journal:
                 note = dict(json.loads(path.read_text(encoding="utf-8")))
             yield note.get("stage") or unquote(path.stem), note
 
-    def begin(self, stage: Stage, root: Path) -> None:
-        """Note that the stage is being run, and keep those of its outputs that DVC's cache does not."""
+    def begin(self, stage: Stage, root: Path, lost: Container[str] = ()) -> None:
+        """Note that the stage is being run, and keep those of its outputs that DVC's cache does not.
+
+        Args:
+            stage: that is being run.
+            root: of the repository.
+            lost: paths of outputs that the cache should have, but has not.
+        """
         self.note(stage.name).write_text(json.dumps({"stage": stage.name}), encoding="utf-8")
-        for number, path in self._uncached(stage, root):
-            if exists(path):
+        for number, out in enumerate(stage.outs):
+            path = root / out.path
+            if not out.persist and (not out.cached or out.path in lost) and exists(path):
                 kept = self._path("kept", stage.name) / str(number)
                 kept.parent.mkdir(exist_ok=True)
                 # A stage gets its outputs removed and makes new ones, so links to the old ones keep these.
@@ -207,19 +211,17 @@ class Journal:
         shutil.rmtree(self._path("kept", stage), ignore_errors=True)
         self.note(stage).unlink(missing_ok=True)
 
-    def put_back(self, stage: Stage, root: Path) -> None:
-        """Put back what `begin` kept."""
-        for number, path in self._uncached(stage, root):
-            kept = self._path("kept", stage.name) / str(number)
-            remove(path)
+    def put_back(self, stage: Stage, root: Path) -> list[str]:
+        """Put back what `begin` kept; gives the paths of these outputs."""
+        found = []
+        for number, out in enumerate(stage.outs):
+            path, kept = root / out.path, self._path("kept", stage.name) / str(number)
+            if kept.exists() or not (out.cached or out.persist):
+                remove(path)
             if kept.exists():
                 _link(kept, path)
-
-    @staticmethod
-    def _uncached(stage: Stage, root: Path) -> Iterator[tuple[int, Path]]:
-        for number, out in enumerate(stage.outs):
-            if not out.cached and not out.persist:
-                yield number, root / out.path
+                found.append(out.path)
+        return found
 
     def _run(self, name: str) -> Path:
         return self.folder / "runs" / f"{name}.json"

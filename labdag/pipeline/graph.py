@@ -452,7 +452,7 @@ class Pipeline:
         """Paths, from the root, of the stage's outputs that dvc.lock has and DVC's cache has not, or not wholly."""
         with self._mutex, told_by_dvc():
             outs = [out for out in self._node(name).outs if out.hash_info and out.use_cache and out.is_in_repo]
-            return [relative(self._repo, out) for out in outs if out.changed_cache()]
+            return [relative(self._repo, out) for out in outs if not _is_in_cache(out)]
 
     def hashes(self, name: str) -> dict[str, tuple[str, str]]:
         """The kind of hash and the hash of each output of the stage that dvc.lock has, by its path from the root."""
@@ -907,6 +907,20 @@ def _is_cacheable(node: Any) -> bool:
     if not (node.cmd and node.deps and node.outs) or node.always_changed or node.frozen:
         return False
     return not any(out.persist or not out.is_in_repo for out in node.outs)
+
+
+def _is_in_cache(out: Any) -> bool:
+    """Whether DVC's cache has all of an output that dvc.lock has."""
+    from dvc.exceptions import DvcException
+    from dvc_objects.errors import ObjectFormatError
+
+    names = [out.hash_info.value]
+    try:
+        if out.hash_info.isdir:
+            names += [entry.value for _, _, entry in out.get_obj() or ()]
+    except (DvcException, ObjectFormatError, OSError):
+        return False
+    return all(Path(out.cache.oid_to_path(name)).exists() for name in names)
 
 
 def _overlap(one: str, other: str) -> bool:
