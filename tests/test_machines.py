@@ -16,11 +16,12 @@ import pytest
 from ruamel.yaml import YAML
 
 from labdag.environment import LENT, lend, search_path, without_lent
+from labdag.errors import UserError
 from labdag.execution.execute import exit_of
 from labdag.execution.journal import Journal
 from labdag.files import LONGEST, file_name
 from labdag.orchestration import database, proxies, services
-from labdag.pipeline.graph import Stage
+from labdag.pipeline.graph import Stage, load
 from tests.conftest import give_database, run, wait_for
 
 ONE = "stages:\n  a: {cmd: 'echo 1 > a', outs: [a]}\n"
@@ -421,6 +422,14 @@ def test_a_lock_file_that_is_none_of_dvc_3_is_told(lock: str, told: str, toy: Ca
         done = run("labdag", command, cwd=folder, check=False)
         assert (done.returncode, done.stderr) == (1, f"Error: {told}\n")
     assert (folder / "dvc.lock").read_text() == lock
+
+
+@pytest.mark.parametrize("name", ["dvc.yaml", "params.yaml"])
+def test_a_pointer_of_git_lfs_is_told(name: str, toy: Callable[..., Path]) -> None:
+    folder = toy("stages:\n  a: {cmd: 'echo ${x} > a', outs: [a]}\n")
+    (folder / name).write_text(LFS)
+    with pytest.raises(UserError, match=f"^{name} is a pointer of Git LFS, not the file; `git lfs pull` fetches it.$"):
+        load(folder)
 
 
 def test_no_progress_bars_in_what_is_printed(toy: Callable[..., Path]) -> None:

@@ -32,6 +32,8 @@ UNCHANGED = "nothing that it reads or writes changed"
 _TEMPLATE = re.compile(r"\$\{\s*([^}\s\[]+)")  # a param's name in dvc.yaml
 PROJECT_FILE = "dvc.yaml"
 _FILE = re.compile(r"((?:.*?/)?dvc\.yaml):.")  # at the beginning of a stage's name, if it is not of the root's file
+LFS_POINTER = "version https://git-lfs.github.com/"  # how the text begins that git has in place of a large file
+LFS_FOUND = "{} is a pointer of Git LFS, not the file; `git lfs pull` fetches it."
 SHOWN = 40  # characters of a param's value
 
 
@@ -1055,8 +1057,8 @@ def _check_lock(root: Path, path: Path) -> None:
     try:
         COMPILED_LOCKFILE_SCHEMA(parse_yaml(text, path))
     except (YAMLFileCorruptedError, Invalid):
-        if text.startswith("version https://git-lfs.github.com/"):
-            raise UserError(f"{name} is a pointer of Git LFS, not the file; `git lfs pull` fetches it.") from None
+        if text.startswith(LFS_POINTER):
+            raise UserError(LFS_FOUND.format(name)) from None
         if (loaded := _loaded(text)) and "schema" not in loaded and all(map(_is_entry, loaded.values())):
             raise UserError(
                 f"{name} is of schema 1.0, which DVC 1 wrote and DVC 3 does not read. Have `dvc repro` of DVC 2 "
@@ -1115,6 +1117,10 @@ def _opened(root: Path) -> Repo:
             raise UserError(f"DVC can't read the pipeline: {without_git(root)}") from None
         for path in sorted(root.rglob("dvc.lock")):  # of which DVC says less
             _check_lock(root, path)
+        for path in sorted(path for name in (PROJECT_FILE, "params.yaml") for path in root.rglob(name)):
+            with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+                if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                    raise UserError(LFS_FOUND.format(path.relative_to(root))) from None
         raise
     return repo
 
