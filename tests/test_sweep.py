@@ -253,6 +253,7 @@ def test_a_point_that_fails_leaves_the_others_alone(repository: Path) -> None:
     assert done.returncode == 1
     assert "2 points: 1 recorded, 0 known, 1 failed" in done.stdout
     assert "train-lr13: train failed: its command exited with 1, last saying: lr 13 is bad luck" in done.stderr
+    assert "NoneType: None" not in done.stderr
     assert experiments(repository) == ["train-lr2"]
     sweeps = repository / ".dvc/tmp/labdag/sweeps"
     (left,) = sweeps.iterdir()

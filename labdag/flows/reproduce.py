@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import queue
 from collections.abc import Callable, Mapping
@@ -32,6 +31,7 @@ from labdag.execution.schedule import Schedule, sizes
 from labdag.execution.supervisor import sweep
 from labdag.git import GitError, find_root, git
 from labdag.orchestration import server
+from labdag.orchestration.logs import drop_repeated_failures
 from labdag.pipeline import graph
 from labdag.pipeline.targets import select
 from labdag.results import artifacts, compare, summary
@@ -78,12 +78,7 @@ class RunCancelledError(Exception):
         self.reproduction = reproduction
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether Prefect does not tell it again at once: that a task which returned a Failed state has failed."""
-    return record.levelno < logging.ERROR or not record.getMessage().startswith("Task run failed with state: ")
-
-
-logging.getLogger("prefect.task_runs").addFilter(_is_news)
+drop_repeated_failures()
 
 
 def _run_name() -> str:

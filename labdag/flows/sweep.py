@@ -34,6 +34,7 @@ from labdag.execution.schedule import CPU, detected
 from labdag.files import file_name, remove, replace
 from labdag.git import GitError, find_root, git, snapshot, top
 from labdag.orchestration import server
+from labdag.orchestration.logs import drop_repeated_failures
 from labdag.pipeline.graph import Pipeline, Stage, take
 from labdag.pipeline.revisions import History, Record
 from labdag.pipeline.targets import select
@@ -54,6 +55,8 @@ PLAIN_LOG = {
     "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": "%(task_run_name)s: %(message)s",
     "PREFECT_LOGGING_COLORS": "false",
 }
+
+drop_repeated_failures()
 
 
 @server.served(name="sweep", flow_run_name="sweep {target}", task_runner=ThreadPoolTaskRunner(max_workers=MANY))
