@@ -23,7 +23,8 @@ from labdag.errors import UserError
 from labdag.execution.journal import Journal
 from labdag.execution.schedule import GPU, detected
 from labdag.orchestration.guard import is_loopback
-from labdag.pipeline.graph import Pipeline, cache_of, default_remote, link_types, problems
+from labdag.pipeline.graph import Pipeline, problems
+from labdag.pipeline.settings import cache_of, default_remote, link_types
 from labdag.results.summary import counted
 
 LOW_BYTES = 5 * 1024**3

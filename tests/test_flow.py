@@ -23,7 +23,8 @@ import pytest
 
 from labdag.errors import UserError
 from labdag.meta import Meta
-from labdag.pipeline.graph import Pipeline, Stage, cache_of, has_remote, near_remotes, share
+from labdag.pipeline.graph import Pipeline, Stage
+from labdag.pipeline.settings import cache_of, has_remote, near_remotes, share
 from labdag.pipeline.targets import results, select
 from labdag.results.summary import figures, rows
 from tests.conftest import edit_params, is_gone, run, signed_in, wait_for

@@ -30,8 +30,9 @@ from labdag.flows.reproduce import RunCancelledError, StageFailedError, reproduc
 from labdag.git import GitError, find_root, git, top, uncommitted
 from labdag.orchestration import server
 from labdag.orchestration.states import RetrainingState
-from labdag.pipeline.graph import Pipeline, Stage, has_remote
+from labdag.pipeline.graph import Pipeline, Stage
 from labdag.pipeline.revisions import EXPERIMENTS, WORKSPACE, History, Revision
+from labdag.pipeline.settings import has_remote
 from labdag.pipeline.targets import results, select
 from labdag.pipeline.workspace import TAGS, at_commit, dvc, refresh, require_commit, save
 from labdag.results import compare

@@ -4,36 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import posixpath
 import re
 import threading
 from collections.abc import Container, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from datetime import date, time
 from graphlib import TopologicalSorter
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from labdag.errors import UserError
 from labdag.git import GitError, git
 from labdag.git import top as git_top
 from labdag.meta import Meta, parse
+from labdag.pipeline.repository import PROJECT_FILE, closed, opened, told_by_dvc
 
 if TYPE_CHECKING:
-    from dvc.config import Config
     from dvc.repo import Repo
 
 NEVER_RUN = "never run"
 UNCHANGED = "nothing that it reads or writes changed"
 _TEMPLATE = re.compile(r"\$\{\s*([^}\s\[]+)")  # a param's name in dvc.yaml
-PROJECT_FILE = "dvc.yaml"
 _FILE = re.compile(r"((?:.*?/)?dvc\.yaml):.")  # at the beginning of a stage's name, if it is not of the root's file
-LFS_POINTER = "version https://git-lfs.github.com/"  # how the text begins that git has in place of a large file
-LFS_FOUND = "{} is a pointer of Git LFS, not the file; `git lfs pull` fetches it."
 SHOWN = 40  # characters of a param's value
 
 
@@ -773,133 +768,6 @@ def flat(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, list(values) if isinstance(values, tuple) else values
 
 
-def cache_of(root: Path) -> Path:
-    """The folder of DVC's cache of the repository at `root`.
-
-    Raises:
-        UserError: DVC can't read the repository's settings.
-    """
-    return Path(_config(root)["cache"].get("dir") or root / ".dvc" / "cache").absolute()
-
-
-def is_without_git(root: Path) -> bool:
-    """Whether DVC takes the repository at `root` for one without git.
-
-    Raises:
-        UserError: DVC can't read the repository's settings.
-    """
-    return bool(_config(root)["core"].get("no_scm"))
-
-
-def without_git(root: Path) -> str:
-    """Why DVC knows of no commits of the repository at `root`, and what to do, as the rest of a sentence.
-
-    Raises:
-        UserError: DVC can't read the repository's settings.
-    """
-    if is_without_git(root):
-        return (
-            "DVC was told that there is no git (`dvc init --no-scm`). If there is by now, "
-            "`dvc config --unset core.no_scm`, then `git add .` and `git commit`."
-        )
-    return f"{root} is no git repository; `git init`, `git add .` and `git commit` make it one."
-
-
-def _hide_progress() -> None:
-    """Have DVC draw no progress bars in this process: they lie over the lines of a run's log, and fill a notebook."""
-    for name in ("dvc.progress", "dvc_data.callbacks"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-def has_remote(root: Path) -> bool:
-    """Whether DVC has a default remote, to push to.
-
-    Raises:
-        UserError: DVC can't read the repository's settings.
-    """
-    return bool(_config(root)["core"].get("remote"))
-
-
-def near_remotes(root: Path) -> dict[str, Path]:
-    """DVC's remotes that are declared by a path relative to the repository at `root`: where each is, by its name.
-
-    Raises:
-        UserError: DVC can't read the repository's settings.
-    """
-    from dvc.config_schema import RelPath
-
-    remotes = _config(root)["remote"]
-    return {name: Path(each["url"]) for name, each in remotes.items() if isinstance(each.get("url"), RelPath)}
-
-
-def default_remote(root: Path) -> tuple[str, Path | None] | None:
-    """DVC's default remote, if there is one: its name, and where it is if that is a folder of this machine.
-
-    Raises:
-        UserError: DVC can't read the repository's settings, or they have no remote of that name.
-    """
-    options = _config(root)
-    name = options["core"].get("remote")
-    if not name:
-        return None
-    if name not in options["remote"]:
-        raise UserError(f"core.remote is {name}, but there is no such remote; `dvc remote add` adds it.")
-    url = str(options["remote"][name].get("url", "")).removeprefix("file://")
-    return name, Path(os.path.normpath(root / url)) if url and "://" not in url else None
-
-
-def link_types(root: Path) -> list[str]:
-    """How DVC is told to bring files from the cache into the workspace, best first; none is DVC's own way.
-
-    Raises:
-        UserError: DVC can't read the repository's settings.
-    """
-    return list(_config(root)["cache"].get("type") or [])
-
-
-def share(copy: Path, cache: Path, remotes: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Have a copy of a repository use a cache, and find remotes elsewhere; only this copy of it.
-
-    Args:
-        copy: its root.
-        cache: the folder.
-        remotes: the URL of each, by its name.
-
-    Raises:
-        UserError: DVC can't read the copy's settings.
-    """
-    from configobj import ConfigObj
-
-    with _told_of_settings(copy):
-        # DVC itself writes its settings in ASCII, and fails on paths that have other letters.
-        options = ConfigObj(str(copy / ".dvc" / "config.local"), encoding="utf-8", interpolation=False)
-        options.setdefault("cache", {})["dir"] = str(cache.absolute())
-        for name, url in remotes.items():
-            options.setdefault(f'remote "{name}"', {})["url"] = url
-        options.write()
-        _config(copy)
-
-
-def _config(root: Path) -> Config:
-    from dvc.config import Config
-
-    with _told_of_settings(root):
-        return Config(str(root / ".dvc"))
-
-
-@contextmanager
-def _told_of_settings(root: Path) -> Iterator[None]:
-    """Turn what DVC and its parsers say of its settings into ours."""
-    from dvc.exceptions import DvcException
-    from voluptuous import Invalid
-
-    try:
-        yield
-    except (DvcException, Invalid, OSError, SyntaxError, TypeError) as error:  # configobj's are SyntaxErrors
-        said = str(error).removeprefix("config file error: ")
-        raise UserError(f"DVC can't read its settings, in {root / '.dvc'}/config or config.local: {said}") from None
-
-
 def _is_run(node: Any) -> bool:
     return bool(node.cmd or node.is_import) and not node.frozen
 
@@ -1008,129 +876,6 @@ def _signature(path: str | Path) -> tuple[int, ...]:
 
 def _lock_of(path: str) -> str:
     return path.removesuffix(".yaml") + ".lock" if path.endswith("dvc.yaml") else path
-
-
-@contextmanager
-def told_by_dvc() -> Iterator[None]:
-    """Turn DVC's complaints into ours."""
-    from dvc.exceptions import DvcException
-
-    try:
-        yield
-    except DvcException as error:
-        cause = f": {error.__cause__}" if error.__cause__ else ""
-        raise UserError(f"DVC can't read the pipeline: {error}{cause}") from None
-    except TypeError as error:  # such as a date of YAML's
-        if not str(error).startswith("Unsupported value of type"):
-            raise
-        raise UserError(f"DVC can't read the pipeline: {error}; write it as text, in quotes.") from None
-    except NotImplementedError:  # there is no way to work with a hash of that name
-        raise UserError(f"dvc.lock names a kind of hash that there is not; it was broken off. {_MEND_LOCK}") from None
-
-
-_MEND_LOCK = (
-    "Bring the committed one back (`git checkout dvc.lock`), or delete it: what has been run since is restored from "
-    "the cache."
-)
-
-
-def _check_lock(root: Path, path: Path) -> None:
-    """Tell of a lock file that a merge, or a broken-off write, has left.
-
-    Args:
-        root: the repository's root.
-        path: of the lock file.
-
-    Raises:
-        UserError: it has conflicts, is no YAML, or not all of a lock file.
-    """
-    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
-    from dvc.utils.serialize import YAMLFileCorruptedError, parse_yaml
-    from voluptuous import Invalid
-
-    text, name = path.read_text(encoding="utf-8", errors="replace"), path.relative_to(root)
-    if conflicts := [n for n, line in enumerate(text.splitlines(), 1) if line.startswith(("<<<<<<< ", ">>>>>>> "))]:
-        raise UserError(
-            f"{name} has conflicts of a merge, first in line {conflicts[0]}; take one side "
-            f"(`git checkout --ours {name}`) and run again: what the other side had is restored from the cache."
-        )
-    try:
-        COMPILED_LOCKFILE_SCHEMA(parse_yaml(text, path))
-    except (YAMLFileCorruptedError, Invalid):
-        if text.startswith(LFS_POINTER):
-            raise UserError(LFS_FOUND.format(name)) from None
-        if (loaded := _loaded(text)) and "schema" not in loaded and all(map(_is_entry, loaded.values())):
-            raise UserError(
-                f"{name} is of schema 1.0, which DVC 1 wrote and DVC 3 does not read. Have `dvc repro` of DVC 2 "
-                "rewrite it, or delete it: then `labdag run` makes all anew."
-            ) from None
-        mend = _MEND_LOCK.replace("dvc.lock", str(name))
-        raise UserError(f"{name} is not as DVC has written it: it was broken off, or edited. {mend}") from None
-
-
-def _loaded(text: str) -> dict[str, Any]:
-    """What a text of YAML says, if that is a mapping."""
-    from dvc.utils.serialize import YAMLFileCorruptedError, parse_yaml
-
-    with suppress(YAMLFileCorruptedError):
-        found = parse_yaml(text, "")
-        return found if isinstance(found, dict) else {}
-    return {}
-
-
-def _is_entry(value: Any) -> bool:
-    """Whether it may be what a lock file says of a stage."""
-    return isinstance(value, dict) and "cmd" in value
-
-
-def opened(root: Path) -> Repo:
-    """DVC's own view of the repository at `root`, of which all files are known to be readable.
-
-    Raises:
-        UserError: as `load` says.
-    """
-    from labdag.dvc_internals.texts import quicken, slacken
-
-    _hide_progress()
-    with ExitStack() as undone:
-        quicken()
-        undone.callback(slacken)
-        repo = _opened(root)
-        undone.pop_all()
-    return repo
-
-
-def _opened(root: Path) -> Repo:
-    from dvc.repo import Repo
-
-    _config(root)
-    try:
-        with told_by_dvc():
-            repo = Repo(str(root))
-            _ = repo.index.graph
-            for file in {
-                node.path: node.dvcfile for node in repo.index.stages if node.path.endswith("dvc.yaml")
-            }.values():
-                dict(file.lockfile_contents.get("stages", {}))  # each entry is checked as it is taken
-    except UserError as error:
-        if "is not a git repository" in str(error):
-            raise UserError(f"DVC can't read the pipeline: {without_git(root)}") from None
-        for path in sorted(root.rglob("dvc.lock")):  # of which DVC says less
-            _check_lock(root, path)
-        for path in sorted(path for name in (PROJECT_FILE, "params.yaml") for path in root.rglob(name)):
-            with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
-                if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                    raise UserError(LFS_FOUND.format(path.relative_to(root))) from None
-        raise
-    return repo
-
-
-def closed(repo: Repo) -> None:
-    """Be done with what `opened` gave."""
-    from labdag.dvc_internals.texts import slacken
-
-    repo.close()
-    slacken()
 
 
 def address(node: Any) -> str:

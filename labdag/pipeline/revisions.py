@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from labdag.errors import UserError
 from labdag.git import GitError, git
-from labdag.pipeline.graph import Stage, address, closed, flat, opened, relative, stages_of, told_by_dvc, without_git
+from labdag.pipeline.graph import Stage, address, flat, relative, stages_of
+from labdag.pipeline.repository import closed, opened, told_by_dvc
+from labdag.pipeline.settings import without_git
 
 if TYPE_CHECKING:
     from dvc.repo import Repo

@@ -8,7 +8,8 @@ import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 
 from labdag.errors import UserError
-from labdag.pipeline.graph import PROJECT_FILE, Stage
+from labdag.pipeline.graph import Stage
+from labdag.pipeline.repository import PROJECT_FILE
 
 
 def select(

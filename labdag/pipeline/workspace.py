@@ -16,8 +16,9 @@ from labdag.errors import UserError
 from labdag.files import remove
 from labdag.git import GitError, git
 from labdag.git import top as git_top
-from labdag.pipeline.graph import Pipeline, cache_of, is_without_git, near_remotes, share, without_git
+from labdag.pipeline.graph import Pipeline
 from labdag.pipeline.revisions import EXPERIMENT, EXPERIMENTS
+from labdag.pipeline.settings import cache_of, is_without_git, near_remotes, share, without_git
 
 CACHE = ".dvc/cache"  # of the copy
 TAGS = "refs/tags/"
