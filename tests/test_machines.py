@@ -30,13 +30,13 @@ ELSEWHERE = "http://prefect.example.org/api"
 
 
 def test_python_is_the_users_own_unless_labdag_is_called_out_of_its_environment(
-    toy: Callable[..., Path], tmp_path: Path
+    toy: Callable[..., Path], tmp_path: Path, prefect_server: str
 ) -> None:
     folder = toy("stages:\n  a: {cmd: 'python -c \"import sys; print(sys.prefix)\" > a', outs: [a]}\n")
     labdag, mine = Path(sys.executable).parent / "labdag", tmp_path / "python"
     mine.write_text("#!/bin/sh\necho mine\n")
     mine.chmod(0o755)
-    bare = {"PATH": os.defpath, "VIRTUAL_ENV": "", "CONDA_PREFIX": ""}
+    bare = {"PATH": os.defpath, "VIRTUAL_ENV": "", "CONDA_PREFIX": "", "PREFECT_API_URL": prefect_server}
     for environment, expected in (
         (bare, sys.prefix),
         ({"PATH": os.pathsep.join([str(tmp_path), str(labdag.parent), os.defpath])}, "mine"),
@@ -55,23 +55,25 @@ def test_no_stage_runs_in_an_environment_of_a_tool(note: str, tmp_path: Path, mo
     assert search_path({"PATH": "/usr/bin"}) == "/usr/bin"
 
 
-def test_outputs_that_the_cache_has_lost_are_named(toy: Callable[..., Path]) -> None:
+def test_outputs_that_the_cache_has_lost_are_named(toy: Callable[..., Path], prefect_server: str) -> None:
     folder = toy("stages:\n  a: {cmd: 'cat code > a; exit $(cat code)', outs: [a], deps: [code]}\n", code="0")
-    run("labdag", "run", cwd=folder)
+    run("labdag", "run", cwd=folder, PREFECT_API_URL=prefect_server)
     shutil.rmtree(folder / ".dvc" / "cache")
     (folder / "a").unlink()
     (folder / "code").write_text("3")
-    done = run("labdag", "run", cwd=folder, check=False)
+    done = run("labdag", "run", cwd=folder, check=False, PREFECT_API_URL=prefect_server)
     assert "Its last good outputs could not be put back: DVC's cache has lost a" in done.stdout + done.stderr
 
 
-def test_outputs_that_were_never_in_the_cache_are_put_back_all_the_same(toy: Callable[..., Path]) -> None:
+def test_outputs_that_were_never_in_the_cache_are_put_back_all_the_same(
+    toy: Callable[..., Path], prefect_server: str
+) -> None:
     command = "echo broken > o; mkdir -p d; cp i d/x; test $(cat i) != 3 && cp i o"
     folder = toy(f"stages:\n  a: {{cmd: ['rm -rf d', '{command}'], deps: [i], outs: [o, d]}}\n", i="1\n")
-    run("labdag", "run", "--no-commit", cwd=folder)
+    run("labdag", "run", "--no-commit", cwd=folder, PREFECT_API_URL=prefect_server)
     (folder / "i").write_text("3\n")
     for option in ("--no-commit", "--no-run-cache"):
-        done = run("labdag", "run", option, cwd=folder, check=False)
+        done = run("labdag", "run", option, cwd=folder, check=False, PREFECT_API_URL=prefect_server)
         assert done.returncode == 1
         assert "could not be put back" not in done.stdout + done.stderr
         assert (folder / "o").read_text() == "1\n"
