@@ -58,7 +58,7 @@ def search_path(environment: Mapping[str, str]) -> str:
     """
     given = environment.get("PATH", os.defpath)
     folder = Path(sys.executable).parent
-    is_there = folder in map(Path, given.split(os.pathsep))
+    is_there = folder.resolve() in {Path(each).resolve() for each in given.split(os.pathsep)}
     is_tool = any((Path(sys.prefix) / name).exists() for name in ("pipx_metadata.json", "uv-receipt.toml"))
     another = environment.get("VIRTUAL_ENV") or environment.get("CONDA_PREFIX")
     if is_there or is_tool or another or sys.prefix == sys.base_prefix:

@@ -51,6 +51,9 @@ def test_no_stage_runs_in_an_environment_of_a_tool(note: str, tmp_path: Path, mo
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
     assert search_path({"PATH": "/usr/bin"}) == f"{tmp_path / 'bin'}{os.pathsep}/usr/bin"
+    (tmp_path / "link").symlink_to(tmp_path)
+    through_a_link = f"/usr/bin{os.pathsep}{tmp_path / 'link' / 'bin'}"
+    assert search_path({"PATH": through_a_link}) == through_a_link
     (tmp_path / note).touch()
     assert search_path({"PATH": "/usr/bin"}) == "/usr/bin"
 
