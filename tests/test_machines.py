@@ -182,6 +182,15 @@ def test_a_run_without_a_server_neither_reads_nor_writes_the_users_prefect(
     assert count == 4, "all are there for the UI of `labdag up`"
 
 
+def test_profiles_of_prefect_that_are_no_toml_get_a_sentence(toy: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "profiles.toml").write_text("[profiles.x\n")
+    done = run("labdag", "run", cwd=toy(ONE), check=False, PREFECT_HOME=str(tmp_path))
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(
+        f"Error: Prefect can't read its profiles in {tmp_path}/profiles.toml: Expected ']' at the end"
+    )
+
+
 def test_a_run_that_died_without_a_server_is_marked_by_the_next_one(toy: Callable[..., Path]) -> None:
     folder = toy("stages:\n  a: {cmd: 'touch begun; test -e fast || sleep 100; echo 1 > a', outs: [a]}\n")
     with subprocess.Popen(["labdag", "run"], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as dying:

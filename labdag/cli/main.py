@@ -865,8 +865,9 @@ def _here(*, warns: bool = True) -> tuple[Path, str]:
 def _prepare(root: Path) -> None:
     """Start what takes as long to load as this process takes to load its own: DVC for the stages, Prefect's server."""
     from labdag.execution import execute
-    from labdag.orchestration import temporary_server
+    from labdag.orchestration import database, temporary_server
 
+    database.check_profiles()
     execute.prepare()
     temporary_server.prepare(root)
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import tomllib
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+
+from labdag.errors import UserError
 
 FILE = "prefect.db"
 LARGE = 64 << 20  # bytes of a database from which on it would take too long to look at every page
@@ -22,11 +25,28 @@ def environment(folder: Path) -> dict[str, str]:
     With the user's own database, two versions of Prefect under one home would be in each other's way, and with another
     project's, both would share runs and their ends.
     """
-    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
-    return {
-        "PREFECT_HOME": str(folder),
-        "PREFECT_PROFILES_PATH": os.environ.get("PREFECT_PROFILES_PATH", str(home / "profiles.toml")),
-    }
+    return {"PREFECT_HOME": str(folder), "PREFECT_PROFILES_PATH": str(_profiles())}
+
+
+def check_profiles() -> None:
+    """See that Prefect can parse the user's profiles: it warns of it in three ways, and then fails.
+
+    Raises:
+        UserError: it can't; a file that is missing or not readable is none.
+    """
+    path = _profiles()
+    with suppress(OSError):
+        try:
+            tomllib.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(
+                f"Prefect can't read its profiles in {path}: {error}. Mend the file, or remove it."
+            ) from None
+
+
+def _profiles() -> Path:
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect"))
+    return Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml")).expanduser()
 
 
 @contextmanager
