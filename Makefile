@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 # The versions that are tried before each commit; `make test CONSTRAINTS=` takes the newest that pyproject.toml allows.
 CONSTRAINTS ?= constraints.txt
-# More options for pip, such as an index of your own: make run PIP_OPTIONS='--index-url https://pypi.example.org/simple'
+# More options for pip, such as a proxy: make run PIP_OPTIONS='--proxy http://proxy.example.org:3128'
 PIP_OPTIONS ?=
 
 .DEFAULT_GOAL := help

@@ -184,11 +184,13 @@ def test_a_run_without_a_server_neither_reads_nor_writes_the_users_prefect(
 
 def test_profiles_of_prefect_that_are_no_toml_get_a_sentence(toy: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "profiles.toml").write_text("[profiles.x\n")
-    done = run("labdag", "run", cwd=toy(ONE), check=False, PREFECT_HOME=str(tmp_path))
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(
-        f"Error: Prefect can't read its profiles in {tmp_path}/profiles.toml: Expected ']' at the end"
-    )
+    folder = toy(ONE)
+    sentence = f"Error: Prefect can't read its profiles in {tmp_path}/profiles.toml: Expected ']' at the end"
+    for command in (["run"], ["sweep", "a", "-S", "x=1"], ["retrain", "a"], ["up"], ["serve"], ["doctor"]):
+        done = run("labdag", *command, cwd=folder, check=False, PREFECT_HOME=str(tmp_path))
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(sentence), command
+    assert "1 will run" in run("labdag", "plan", cwd=folder, PREFECT_HOME=str(tmp_path)).stdout
 
 
 def test_a_run_that_died_without_a_server_is_marked_by_the_next_one(toy: Callable[..., Path]) -> None:
@@ -425,7 +427,7 @@ LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c9
         (
             "a:\n  cmd: echo 1 > a\n  outs:\n  - path: a\n    md5: b026324c6904b2a9cb4b88d6d61c81d1\n",
             "dvc.lock is of schema 1.0, which DVC 1 wrote and DVC 3 does not read. Have `dvc repro` of DVC 2 rewrite "
-            "it, or delete it: then `labdag run` makes all anew.",
+            "it, or delete it: then `labdag run` makes everything again.",
         ),
     ],
 )

@@ -632,6 +632,9 @@ def down() -> None:
 def serve() -> None:
     """Serve this project's deployments from this process until Ctrl-C, without a work pool and a worker."""
     root = _project()
+    from labdag.orchestration import database
+
+    database.check_profiles()
     from prefect import serve as served
 
     from labdag.orchestration import deployments, server, services
@@ -699,8 +702,10 @@ def verify(
 def doctor() -> None:
     """Look at all that runs need on this machine, and say what to do where something is amiss."""
     from labdag.doctor import Health, examine
+    from labdag.orchestration import database
 
     root = _project()
+    database.check_profiles()
     findings = list(examine(root))
     if (root / "stages" / "datasets" / "reach.py").is_file():
         findings += _reached(root)
@@ -865,11 +870,10 @@ def _here(*, warns: bool = True) -> tuple[Path, str]:
 def _prepare(root: Path) -> None:
     """Start what takes as long to load as this process takes to load its own: DVC for the stages, Prefect's server."""
     from labdag.execution import execute
-    from labdag.orchestration import database, temporary_server
+    from labdag.orchestration import temporary_server
 
-    database.check_profiles()
-    execute.prepare()
     temporary_server.prepare(root)
+    execute.prepare()
 
 
 def _check_params(root: Path) -> Params | None:

@@ -97,7 +97,7 @@ def edits(deps: Iterable[Any], before: Mapping[str, Any], own: Container[str] = 
 
 
 def touched(deps: Iterable[Any], keys: Iterable[str]) -> dict[str, list[int]]:
-    """When the file of each key was written, and which one it is; missing ones are left out.
+    """The modification time and the inode of each key's file; missing files are left out.
 
     Args:
         deps: dependencies of a DVC stage.
@@ -190,7 +190,7 @@ def _with(tree: Tree, dep: Any, coming: Mapping[str, Any]) -> Tree:
 
 
 def _ignore_files(repo: Any, outs: Iterable[str]) -> dict[str, str]:
-    """What DVC will have written into .gitignore files once it has restored some outputs, by their paths."""
+    """The text of each .gitignore file that DVC will have written once it has restored some outputs, by its path."""
     if isinstance(repo.scm, NoSCM):
         return {}
     ignored = {out.fs_path for out in repo.index.outs if out.use_scm_ignore}
@@ -204,7 +204,8 @@ def _ignore_files(repo: Any, outs: Iterable[str]) -> dict[str, str]:
         text = found[file]
         line = f"{GitWildMatchPattern.escape(entry)}\n"
         if line not in text.splitlines(keepends=True):
-            found[file] = f"{text}{'' if text.endswith(chr(10)) or not text else chr(10)}{line}"
+            separator = "\n" if text and not text.endswith("\n") else ""
+            found[file] = text + separator + line
     return found
 
 

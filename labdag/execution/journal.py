@@ -195,7 +195,7 @@ class Journal:
         Args:
             stage: that is being run.
             root: of the repository.
-            lost: paths of outputs that the cache should have, but has not.
+            lost: paths of outputs that should be in the cache, but are not.
         """
         self.note(stage.name).write_text(json.dumps({"stage": stage.name}), encoding="utf-8")
         for number, out in enumerate(stage.outs):
@@ -212,7 +212,7 @@ class Journal:
         self.note(stage).unlink(missing_ok=True)
 
     def put_back(self, stage: Stage, root: Path) -> list[str]:
-        """Put back what `begin` kept; gives the paths of these outputs."""
+        """Put back what `begin` kept, and return the paths of these outputs."""
         found = []
         for number, out in enumerate(stage.outs):
             path, kept = root / out.path, self._path("kept", stage.name) / str(number)

@@ -30,7 +30,7 @@ def sizes(stages: Mapping[str, Stage], told: Mapping[str, int]) -> dict[str, int
         told: by the user.
 
     Raises:
-        UserError: nobody knows the resource that is told of.
+        UserError: a resource of that name is unknown.
     """
     there = detected()
     known = {*there, *(name for stage in stages.values() for name in stage.meta.slots)}

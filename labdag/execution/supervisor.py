@@ -1,10 +1,10 @@
 """The process above all stages of a run: starts DVC for each, and sees to it that nothing outlives anything.
 
 It is started once for a run (`python -m labdag.execution.supervisor FD`), loads DVC once, and forks for each stage,
-which spares each of them half a second. A stage leads a session of its own. The supervisor adopts whatever loses its
-parent below it, so that no process of a stage gets out of sight, and ends all of it when DVC ends, when it is told to,
-and at once when the process that asked for it is gone, however that came about. If the supervisor itself is killed, the
-kernel kills DVC; `sweep` finds what DVC had started.
+which spares each of them half a second. A stage leads a session of its own. The supervisor adopts its orphans, so it
+loses sight of no process, and ends them all when DVC ends, on request, or as soon as the process that asked for the
+stage is gone, for whatever reason. If the supervisor itself is killed, the kernel kills DVC, and `sweep` finds what DVC
+started.
 
 It talks over a socket, in JSON:
 

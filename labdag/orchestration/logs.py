@@ -1,4 +1,4 @@
-"""What Prefect logs twice."""
+"""What Prefect logs twice, and users need to see once."""
 
 from __future__ import annotations
 

@@ -59,7 +59,11 @@ def prepare(root: Path) -> None:
 
     Args:
         root: of the project whose runs it keeps.
+
+    Raises:
+        UserError: Prefect could not read the user's profiles.
     """
+    database.check_profiles()
     if not os.environ.get("PREFECT_API_URL"):
         started(root)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labdag.errors import UserError
-from labdag.orchestration import services
+from labdag.orchestration import database, services
 from labdag.orchestration.services import Password, Services, Wanted
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def bring_up(root: Path, wanted: Wanted, tell: Callable[[str], None]) -> tuple[S
         UserError: something can't be started or deployed; what was up before stays up.
     """
     wanted.check()
+    database.check_profiles()
     with services.alone(root):
         found = services.running(root)
         if found is not None and not found.is_guarded:
@@ -44,7 +45,7 @@ def bring_up(root: Path, wanted: Wanted, tell: Callable[[str], None]) -> tuple[S
                 tell("starting the server ...")
                 found = services.start_server(root, wanted, tell)
             services.use(root, found)
-            from labdag.orchestration import deployments  # with Prefect, which is told of the server by now
+            from labdag.orchestration import deployments  # loads Prefect, which has to know the server by then
 
             declared = deployments.read(root)
             names = deployments.deploy(root, found.api, found.database, services.place(root), declared)

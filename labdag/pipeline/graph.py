@@ -1,4 +1,4 @@
-"""The stages of a DVC repository, their edges, and why each is stale: all that is read of DVC's internals."""
+"""The stages of a DVC repository, their edges, and why each is stale."""
 
 from __future__ import annotations
 
@@ -446,7 +446,7 @@ class Pipeline:
             return {relative(self._repo, out) for out in outs}
 
     def lost(self, name: str) -> list[str]:
-        """Paths, from the root, of the stage's outputs that dvc.lock has and DVC's cache has not, or not wholly."""
+        """Paths, from the root, of the stage's outputs that dvc.lock has, but DVC's cache has not, or only in part."""
         with self._mutex, told_by_dvc():
             outs = [out for out in self._node(name).outs if out.hash_info and out.use_cache and out.is_in_repo]
             return [relative(self._repo, out) for out in outs if not _is_in_cache(out)]

@@ -98,7 +98,7 @@ def _hide_progress() -> None:
 
 
 def _check_lock(root: Path, path: Path) -> None:
-    """Tell of a lock file that a merge, or a broken-off write, has left.
+    """Report a lock file that a merge or an interrupted write left behind.
 
     Args:
         root: the repository's root.
@@ -125,7 +125,7 @@ def _check_lock(root: Path, path: Path) -> None:
         if (loaded := _loaded(text)) and "schema" not in loaded and all(map(_is_entry, loaded.values())):
             raise UserError(
                 f"{name} is of schema 1.0, which DVC 1 wrote and DVC 3 does not read. Have `dvc repro` of DVC 2 "
-                "rewrite it, or delete it: then `labdag run` makes all anew."
+                "rewrite it, or delete it: then `labdag run` makes everything again."
             ) from None
         mend = _MEND_LOCK.replace("dvc.lock", str(name))
         raise UserError(f"{name} is not as DVC has written it: it was broken off, or edited. {mend}") from None

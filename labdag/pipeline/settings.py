@@ -85,7 +85,7 @@ def default_remote(root: Path) -> tuple[str, Path | None] | None:
 
 
 def link_types(root: Path) -> list[str]:
-    """How DVC is told to bring files from the cache into the workspace, best first; none is DVC's own way.
+    """The link types that DVC is set to use for files from its cache, best first; empty for its default.
 
     Raises:
         UserError: DVC can't read the repository's settings.
